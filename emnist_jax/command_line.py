@@ -1,0 +1,69 @@
+"""Flags shared by the programs, and errors as one line with exit code 2."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from emnist_jax.config import base
+from emnist_jax.errors import UserError, unknown
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, e.g. configs/densenet.py")
+
+
+def config_name() -> str:
+    """Returns the experiment's name: "configs/densenet.py:layer_1" is "densenet_layer_1"."""
+    path, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return "_".join(filter(None, (Path(path).stem, argument)))
+
+
+def run(main: Callable) -> None:
+    """Parses the flags and calls `main(config)`; a UserError or a wrong flag ends with one line and code 2."""
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            _check_keys(argv)
+            rest = flags.FLAGS(argv)
+            if _CONFIG.value is None:
+                raise UserError("pass --config=FILE, e.g. --config=configs/quickstart.py")
+            if len(rest) > 1:
+                raise UserError(f"unexpected argument {rest[1]!r}")
+            _CONFIG.value.lock()
+            return rest
+        except flags.Error as error:
+            _stop(str(error))
+        except UserError as error:
+            # ml_collections puts the traceback of an error in an experiment file before its message.
+            _stop(str(error).strip().splitlines()[-1].removeprefix("emnist_jax.errors.UserError: "))
+        except OSError:
+            name = next(arg for arg in argv if arg.startswith("--config=")).removeprefix("--config=")
+            _stop(f"no config file {name.partition(':')[0]!r}")
+
+    def guarded(argv: list[str]) -> None:
+        try:
+            main(_CONFIG.value)
+        except UserError as error:
+            _stop(str(error))
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _check_keys(argv: list[str]) -> None:
+    """Raises UserError for the first `--config.key` that the base config does not have."""
+    for argument in argv:
+        if argument.startswith("--config."):
+            key = argument.removeprefix("--config.").partition("=")[0]
+            node = base()
+            for part in key.split("."):
+                if not hasattr(node, "keys") or part not in node:
+                    raise unknown(
+                        f"config key in --config.{key}:", part, node.keys() if hasattr(node, "keys") else ()
+                    )
+                node = node[part]
+
+
+def _stop(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,149 @@
+"""The base config: every key once, with its unit and its default; and the check of a filled-in config.
+
+An experiment file calls `base()` and sets only what differs. `None` means "the network's or the data set's
+own, published value".
+"""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+from emnist_jax import datasets, models, optimizers
+from emnist_jax.errors import UserError, unknown
+
+ConfigDict = ml_collections.ConfigDict
+
+
+def base() -> ConfigDict:
+    """Returns the locked base config."""
+    config = ConfigDict()
+    config.seed = 0  # of initial weights, order, augmentation and dropout
+    # Start from another run: a workdir of this project, whose parameters and batch_stats are loaded; the head
+    # is left at its initial weights where the classes differ.
+    config.init_from = placeholder(str)
+
+    config.dataset = ConfigDict(
+        {
+            "name": "synthetic/balanced",  # one of datasets.NAMES
+            "data_dir": placeholder(str),  # folder with the official files; None: TFDS supplies them
+            "validation_examples": placeholder(int),  # last rows of train; None: the conventional number
+            "train_per_class": placeholder(int),  # synthetic sets only: images rendered
+            "test_per_class": placeholder(int),  # synthetic sets only: images rendered
+            "seed": 0,  # synthetic sets only: which set is rendered
+            "mean": 0.1307,  # subtracted from the images, as a fraction of full brightness
+            "std": 0.3081,  # divides the images, as a fraction of full brightness
+        }
+    )
+    config.model = ConfigDict(
+        {
+            "name": "densenet",  # key of models.MODELS
+            "activation": placeholder(str),  # key of models.layers.ACTIVATIONS
+            "initializer": placeholder(str),  # "keras" or "pytorch": that framework's default weights
+            "batch_norm_momentum": placeholder(float),  # weight of the running average's old value
+            "sync_batch_norm": True,  # statistics over the global batch; False: over each device's share
+            # Dropped fraction at each place that the network has.
+            "dropout": {
+                "stem": placeholder(float),  # after the first convolution
+                "convolution": placeholder(float),  # after convolutions (DenseNet: inside dense blocks)
+                "block": placeholder(float),  # after each dense block
+                "transition": placeholder(float),  # after each transition
+                "head": placeholder(float),  # before the last layer
+            },
+            "dtype": "float32",  # of the computation, float32 or bfloat16; parameters stay float32
+            "convolution": "auto",  # "xla", "matmul" or "auto": the one that is fast on the device
+        }
+    )
+    config.augmentation = ConfigDict(
+        {
+            "max_rotation_degrees": 0.0,
+            "max_shift_pixels": 0.0,  # along each axis
+            "max_shear_degrees": 0.0,
+            "max_zoom_fraction": 0.0,  # 0.1: scaled by 0.9 to 1.1
+            "elastic_displacement_pixels": 0.0,  # root mean square of each axis' displacement
+            "elastic_smoothness_pixels": 4.0,  # standard deviation of the Gaussian that smooths it
+            "max_brightness_fraction": 0.0,  # 0.1: brightness times 0.9 to 1.1
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "name": "nesterov",  # key of optimizers.OPTIMIZERS
+            "learning_rate": 0.001,  # the highest of the schedule
+            "momentum": 0.9,  # momentum, nesterov, rmsprop and muon
+            "beta1": 0.9,  # adam family
+            "beta2": 0.999,  # adam family
+            "epsilon": 1e-8,  # adam family and rmsprop (Keras' default is 1e-7)
+            "weight_decay": 0.0,  # not on biases and BatchNorm; L2 in the sgd family, adam and rmsprop
+        }
+    )
+    config.schedule = ConfigDict(
+        {
+            "name": "constant",  # key of optimizers.SCHEDULES
+            "warmup_epochs": 0.0,  # cosine: linear from 0
+            "step_epochs": 7.0,  # step: epochs between reductions
+            "factor": 0.1,  # step, plateau: the learning rate is multiplied by it
+            "patience_epochs": 10,  # plateau: epochs without a lower validation loss before a reduction
+            "min_delta": 1e-4,  # plateau: a validation loss lower by less counts as none
+            "min_learning_rate": 0.0,  # plateau
+            "warmup_fraction": 0.3,  # onecycle: share of the steps in which the learning rate rises
+            "initial_divisor": 25.0,  # onecycle: starts at learning_rate / initial_divisor
+            "final_divisor": 1e4,  # onecycle: ends at the initial one / final_divisor
+        }
+    )
+    config.training = ConfigDict(
+        {
+            "epochs": 10.0,
+            "steps": placeholder(int),  # instead of epochs
+            "batch_size": 128,  # over all devices
+            "label_smoothing": 0.0,
+            "ema_decay": 0.0,  # of the parameters, per step; the averaged ones are evaluated; 0: none
+            "early_stopping_epochs": placeholder(int),  # epochs without a lower validation loss; None: never
+            "select": "best",  # parameters that are tested: "best" by validation top-1, or "last"
+            "steps_per_call": 50,  # compiled steps between two looks at the clock
+        }
+    )
+    config.evaluation = ConfigDict({"batch_size": 1000})
+    return config.lock()
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises UserError for the first value that no part of the program would take."""
+    for kind, name, known in (
+        ("data set", config.dataset.name, datasets.NAMES),
+        ("model", config.model.name, models.MODELS),
+        ("optimizer", config.optimizer.name, optimizers.OPTIMIZERS),
+        ("schedule", config.schedule.name, optimizers.SCHEDULES),
+        ("config.training.select", config.training.select, ("best", "last")),
+        ("config.model.dtype", config.model.dtype, ("float32", "bfloat16")),
+        ("config.model.convolution", config.model.convolution, ("auto", "xla", "matmul")),
+    ):
+        if name not in known:
+            raise unknown(kind, name, known)
+    ranges = {
+        "dataset.std": (1e-6, None),
+        "training.epochs": (1e-6, None),
+        "training.steps": (1, None),
+        "training.batch_size": (1, None),
+        "training.label_smoothing": (0, 1),
+        "training.ema_decay": (0, 1),
+        "training.early_stopping_epochs": (1, None),
+        "training.steps_per_call": (1, None),
+        "evaluation.batch_size": (1, None),
+        "optimizer.learning_rate": (0, None),
+        "optimizer.weight_decay": (0, None),
+        "augmentation.max_rotation_degrees": (0, 180),
+        "augmentation.max_shift_pixels": (0, None),
+        "augmentation.max_shear_degrees": (0, 80),
+        "augmentation.max_zoom_fraction": (0, 0.99),
+        "augmentation.elastic_displacement_pixels": (0, None),
+        "augmentation.elastic_smoothness_pixels": (1e-6, None),
+        "augmentation.max_brightness_fraction": (0, None),
+        "schedule.step_epochs": (1e-6, None),
+        "schedule.warmup_fraction": (0, 1),
+        **{f"model.dropout.{place}": (0, 0.99) for place in config.model.dropout},
+    }
+    for key, (low, high) in ranges.items():
+        value = config
+        for part in key.split("."):
+            value = value[part]
+        if value is not None and not (low <= value and (high is None or value <= high)):
+            bound = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
+            raise UserError(f"config.{key} is {value}; it must be {bound}")

@@ -1,0 +1,314 @@
+"""MNIST, Fashion-MNIST, KMNIST, the six EMNIST sets and the EMNIST pool: what they are, where from.
+
+Sizes, classes and orientation: Cohen et al. 2017 (https://arxiv.org/abs/1702.05373) and the files
+themselves. URLs and SHA-256 sums: the records of TensorFlow Datasets (TFDS), which is used without
+TensorFlow. A set comes from the first of these that applies:
+
+1. `data_dir`: a folder with the official files, or with NIST's gzip.zip.
+2. A copy that TFDS has prepared under $TFDS_DATA_DIR (default ~/tensorflow_datasets).
+3. The official archive: in $TFDS_DATA_DIR/downloads(/manual), else downloaded there by TFDS.
+
+All three give the same rows in the same order. TFDS shuffles what it prepares, so the order of the
+official file is restored: the conventional validation split is its last rows.
+"""
+
+import dataclasses
+import hashlib
+import io
+import os
+import pathlib
+import struct
+import textwrap
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import requests
+from absl import logging
+from PIL import Image
+
+from emnist_jax import errors
+from emnist_jax.datasets import idx
+
+DIGITS = tuple("0123456789")
+CAPITALS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+# EMNIST keeps only the small letters that look unlike their capitals; the others join these.
+MERGED = (*DIGITS, *CAPITALS, *"abdefghnqrt")
+BY_CLASS = (*DIGITS, *CAPITALS, *"abcdefghijklmnopqrstuvwxyz")
+CLOTHES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+HIRAGANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+
+# NIST's archive of all EMNIST sets.
+ZIP_NAME = "gzip.zip"
+
+_PROBE_SECONDS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class OfficialSet:
+    """A data set as its authors publish it.
+
+    Attributes:
+      class_names: Name of each class, by label.
+      train_examples: Official number of training images.
+      test_examples: Official number of test images.
+      validation_examples: How many of the last training rows are, by convention, for validation.
+      train_prefix: Names of the two training files, up to "-images-idx3-ubyte".
+      test_prefix: The same for the test files.
+      transposed: Whether the files hold the images with rows and columns exchanged.
+      first_label: The smallest label in the files.
+    """
+
+    class_names: tuple[str, ...]
+    train_examples: int
+    test_examples: int
+    validation_examples: int
+    train_prefix: str = "train"
+    test_prefix: str = "t10k"
+    transposed: bool = False
+    first_label: int = 0
+
+
+def _emnist(split: str, *counts_and_classes, first_label: int = 0) -> OfficialSet:
+    return OfficialSet(
+        *counts_and_classes,
+        train_prefix=f"emnist-{split}-train",
+        test_prefix=f"emnist-{split}-test",
+        transposed=True,
+        first_label=first_label,
+    )
+
+
+# Validation: EMNIST's authors say that the last rows of the balanced training sets, as many as in
+# the test set, are a validation set. ByMerge and ByClass have no such convention; the same rule is
+# used. The pool's training rows are in random order (chi-squared of the last 18,800 labels against
+# all: 36.3, 46 degrees of freedom), so its last rows are a fair sample.
+SETS = {
+    "mnist": OfficialSet(DIGITS, 60_000, 10_000, 10_000),
+    "fashion_mnist": OfficialSet(CLOTHES, 60_000, 10_000, 10_000),
+    "kmnist": OfficialSet(HIRAGANA, 60_000, 10_000, 10_000),
+    "emnist/balanced": _emnist("balanced", MERGED, 112_800, 18_800, 18_800),
+    "emnist/bymerge": _emnist("bymerge", MERGED, 697_932, 116_323, 116_323),
+    "emnist/byclass": _emnist("byclass", BY_CLASS, 697_932, 116_323, 116_323),
+    "emnist/letters": _emnist("letters", CAPITALS, 124_800, 20_800, 20_800, first_label=1),
+    "emnist/digits": _emnist("digits", DIGITS, 240_000, 40_000, 40_000),
+    "emnist/mnist": _emnist("mnist", DIGITS, 60_000, 10_000, 10_000),
+    # Real EMNIST images, split anew: see Data in the README. Never report it as an EMNIST set.
+    "emnist_pool": _emnist("pool", MERGED, 204_333, 18_800, 18_800),
+}
+
+Arrays = tuple[np.ndarray, np.ndarray]
+
+
+def read(name: str, data_dir: str | None) -> tuple[Arrays, Arrays]:
+    """Reads a data set, from wherever it can be had.
+
+    Args:
+      name: One of `SETS`.
+      data_dir: Folder with the official files, or None for TFDS' copy.
+
+    Returns:
+      The training and the test split: upright images, uint8 `[N, 28, 28]`, and labels, int32 `[N]`.
+
+    Raises:
+      UserError: The files are missing or damaged, or there is no network to fetch them.
+    """
+    official = SETS[name]
+    if data_dir is not None:
+        folder = pathlib.Path(data_dir).expanduser()
+        splits = _read_files(official, lambda stem: _find(folder, stem))
+    elif name == "emnist_pool":
+        raise errors.UserError(
+            "emnist_pool cannot be downloaded; pass --config.dataset.data_dir=FOLDER_OF_ITS_FILES"
+        )
+    else:
+        splits = _read_tfds(name, official)
+    if official.transposed:
+        splits = [(np.ascontiguousarray(images.swapaxes(1, 2)), labels) for images, labels in splits]
+    train, test = splits
+    return train, test
+
+
+def _read_files(official: OfficialSet, find) -> list[Arrays]:
+    """Decodes both splits; `find` maps the name of a file, less ".gz", to an `idx.File`."""
+    return [
+        idx.read_split(
+            find(f"{prefix}-images-idx3-ubyte"),
+            find(f"{prefix}-labels-idx1-ubyte"),
+            len(official.class_names),
+            official.first_label,
+        )
+        for prefix in (official.train_prefix, official.test_prefix)
+    ]
+
+
+def _find(folder: pathlib.Path, stem: str) -> idx.File:
+    # Unzipped copies of MNIST in circulation are called both "-idx3-" and ".idx3-".
+    names = [f"{s}{suffix}" for s in (stem, stem.replace("-idx", ".idx")) for suffix in (".gz", "")]
+    for path in (folder / name for name in names):
+        if path.is_file():
+            return idx.File(path)
+    if (folder / ZIP_NAME).is_file():
+        return _zip_member(folder / ZIP_NAME, stem)
+    raise errors.UserError(
+        f"--config.dataset.data_dir={folder} has no {stem}; looked for {', '.join(names)} and {ZIP_NAME}"
+    )
+
+
+def _zip_member(archive: pathlib.Path, stem: str) -> idx.File:
+    return idx.File(archive, f"gzip/{stem}.gz")
+
+
+def _read_tfds(name: str, official: OfficialSet) -> list[Arrays]:
+    # Imported here because it takes half a second, which only these sets need.
+    import tensorflow_datasets as tfds
+
+    root = pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    try:
+        builder = tfds.builder(name, data_dir=root)
+    # A damaged dataset_info.json shows as protobuf's, json's or TFDS' own exceptions.
+    except Exception as error:
+        reason = textwrap.shorten(str(error), 160)
+        raise errors.UserError(
+            f"TFDS cannot read what it prepared in {root / name} ({reason}); delete that folder"
+        ) from error
+    # TFDS warns on stderr when asked about a folder that does not exist.
+    if builder.data_path.exists() and builder.is_prepared():
+        found = {split: info.num_examples for split, info in builder.info.splits.items()}
+        if found == {"train": official.train_examples, "test": official.test_examples}:
+            return [_read_prepared(builder, split) for split in ("train", "test")]
+        # TFDS 4.9.10 cuts EMNIST Letters to 88,800 and 14,800 images.
+        logging.warning(
+            "%s holds %s images, not the official ones; using the archive instead",
+            builder.data_path,
+            found,
+        )
+    paths = _fetch(builder, root / "downloads")
+    if ZIP_NAME in paths:
+        return _read_files(official, lambda stem: _zip_member(paths[ZIP_NAME], stem))
+    return _read_files(official, lambda stem: idx.File(paths[f"{stem}.gz"]))
+
+
+def _read_prepared(builder, split: str) -> Arrays:
+    """Reads one split of what TFDS has prepared, in the order of the official file."""
+    import tensorflow_datasets as tfds
+    from google.protobuf import message
+    from tensorflow_datasets.core import hashing
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    info = builder.info.splits[split]
+    images = np.empty((info.num_examples, 28, 28), np.uint8)
+    labels = np.empty(info.num_examples, np.int32)
+    # TFDS keys each example by its row in the official file and sorts by the key's salted hash.
+    hasher = hashing.Hasher(split)
+    rows = sorted(range(info.num_examples), key=hasher.hash_key)
+    try:
+        if builder.info.file_format is tfds.core.FileFormat.TFRECORD:
+            # TFDS itself reads this format, its default, only with TensorFlow.
+            records = (record for path in info.filepaths for record in _tfrecords(path))
+        else:
+            source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+            records = source.__getitems__(range(info.num_examples))
+        for row, record in zip(rows, records, strict=True):
+            feature = tf_example_pb2.Example.FromString(record).features.feature
+            images[row] = Image.open(io.BytesIO(feature["image"].bytes_list.value[0]))
+            labels[row] = feature["label"].int64_list.value[0]
+    except (OSError, ValueError, IndexError, struct.error, message.DecodeError) as error:
+        raise errors.UserError(
+            f"cannot read the {split} split that TFDS prepared in {builder.data_path} "
+            f"({error}); delete that folder"
+        ) from error
+    num_classes = builder.info.features["label"].num_classes
+    if not 0 <= labels.min() <= labels.max() < num_classes:
+        raise errors.UserError(
+            f"{builder.data_path} holds labels from {labels.min()} to {labels.max()} for "
+            f"{num_classes} classes; delete that folder"
+        )
+    return images, labels
+
+
+def _tfrecords(path: os.PathLike) -> Iterator[bytes]:
+    """Yields the records of a TFRecord file: each follows its length and is followed by a CRC.
+
+    The CRCs (CRC-32C, which the standard library lacks) are not checked: the PNG images inside have
+    their own.
+    """
+    with open(path, "rb") as file:
+        while header := file.read(12):
+            (length,) = struct.unpack("<Q4x", header)
+            # An example takes about 300 bytes; a damaged length must not ask for terabytes.
+            record = file.read(min(length, 1 << 20))
+            if len(record) != length or len(file.read(4)) != 4:
+                raise ValueError(f"{os.path.basename(path)} is truncated or corrupt")
+            yield record
+
+
+def _fetch(builder, downloads: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Returns where the official files are, by name, after downloading them if need be."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import resource
+
+    manual = downloads / "manual"
+    paths = {}
+    for url, url_info in builder.url_infos.items():
+        cached = downloads / builder.name / resource.get_dl_fname(url, url_info.checksum)
+        paths[url] = next((p for p in (manual / url_info.filename, cached) if p.is_file()), None)
+    missing = [url for url, path in paths.items() if path is None]
+    if missing:
+        try:
+            # TFDS goes on trying for minutes where there is no network, so ask first.
+            _probe(missing[0])
+            manager = tfds.download.DownloadManager(
+                download_dir=downloads, url_infos=builder.url_infos, dataset_name=builder.name
+            )
+            paths |= manager.download({url: url for url in missing})
+        # requests' exceptions are OSErrors. TFDS' for a wrong sum is no public class, and any
+        # other that it raises leaves the user the same ways out.
+        except Exception as error:
+            # Where there is no connection, requests' own text is long and says little more.
+            lost = isinstance(error, requests.ConnectionError)
+            reason = f"{type(error).__name__}: {'no connection' if lost else error}"
+            reason = textwrap.shorten(reason, 160)
+            raise errors.UserError(
+                f"cannot download {builder.name} ({reason}). Either put {' '.join(missing)} into "
+                f"{manual} (same file names), or pass --config.dataset.data_dir=FOLDER with the "
+                "official files, or --config.dataset.name=synthetic/... to do without"
+            ) from error
+    for url, path in paths.items():
+        _verify(path, url, builder.url_infos[url].checksum)
+    return {builder.url_infos[url].filename: path for url, path in paths.items()}
+
+
+def _probe(url: str) -> None:
+    """Raises a `requests.RequestException` unless the server answers within `_PROBE_SECONDS`."""
+    outcome = []
+
+    def attempt():
+        try:
+            with requests.get(url, stream=True, timeout=5) as response:
+                response.raise_for_status()
+            outcome.append(None)
+        except requests.RequestException as error:
+            outcome.append(error)
+
+    # In a thread, because requests' timeout does not bound the look-up of the host's name.
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(_PROBE_SECONDS)
+    error = outcome[0] if outcome else requests.Timeout(f"no answer within {_PROBE_SECONDS} s")
+    if error is not None:
+        raise error
+
+
+def _verify(path: pathlib.Path, url: str, checksum: str) -> None:
+    # TFDS verifies what it downloads and what it finds in manual/, but not what it has cached.
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != checksum:
+        raise errors.UserError(
+            f"{path} is not the file at {url}: SHA-256 {found}, expected {checksum}; delete it, "
+            "or pass --config.dataset.data_dir=FOLDER to use other files"
+        )

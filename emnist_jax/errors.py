@@ -1,0 +1,22 @@
+"""The one exception that means "the user can mend this": printed as one line, exit code 2."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input, configuration or environment; the message says what to do, in one line."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """Returns the error for `name`, which is none of `known`, naming the nearest ones.
+
+    Args:
+      kind: What the name stands for, e.g. "data set".
+      name: What the user wrote.
+      known: The right names.
+    """
+    known = sorted(known)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+    return UserError(f"unknown {kind} {name!r}; {hint}")

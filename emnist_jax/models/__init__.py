@@ -1,0 +1,75 @@
+"""The networks: `MODELS` names each, `create` builds one from a config."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from emnist_jax.errors import UserError, unknown
+from emnist_jax.models.densenet import DenseNet
+from emnist_jax.models.layers import ACTIVATIONS, Network
+from emnist_jax.models.lenet5 import LeNet5
+from emnist_jax.models.plain import CNN, GAP, ONECYCLE, SQUEEZE, Plain
+
+MODELS = {
+    "densenet": DenseNet,
+    "densenet_layer_1": partial(DenseNet, blocks=(4, 8, 16, 8), input_shape=(32, 32, 3)),
+    "densenet_layer_2": partial(DenseNet, blocks=(6, 12), input_shape=(32, 32, 3)),
+    "densenet_layer_3": partial(DenseNet, blocks=(6, 12, 24, 16), compression=0.3, input_shape=(32, 32, 3)),
+    "densenet_layer_4": partial(DenseNet, input_shape=(32, 32, 3)),
+    "densenet_layer_4_2": partial(DenseNet, blocks=(2, 4, 8, 4)),
+    # "Less zero padding": 2 is the least that leaves the three transitions something to pool.
+    "densenet_layer_4_3": partial(DenseNet, blocks=(2, 4, 8, 4), stem_padding=2),
+    "densenet_121_base": partial(DenseNet, blocks=(6, 12, 24, 16), input_shape=(32, 32, 3)),
+    "lenet5": LeNet5,
+    "lenet5_rbf": partial(LeNet5, rbf=True, activation="tanh"),
+    "mnist_cnn": partial(Plain, layers=CNN, head_dropout=0.4),
+    **{
+        f"mnist_squeeze_{i}": partial(Plain, layers=layers, convolution_dropout=0.01 if i >= 5 else 0.0)
+        for i, layers in SQUEEZE.items()
+    },
+    **{f"mnist_gap_{version}": partial(Plain, layers=layers) for version, layers in GAP.items()},
+    "mnist_onecycle": partial(Plain, layers=ONECYCLE, convolution_dropout=0.05),
+}
+
+
+def create(config, num_classes: int, axis_name: str | None = None) -> Network:
+    """Builds the network that `config.model` describes.
+
+    Args:
+      config: The section `config.model`.
+      num_classes: Width of the last layer.
+      axis_name: Mesh axis over which the batch is split, or None outside `shard_map`.
+
+    Raises:
+      UserError: An unknown name or value, or a setting that the network does not have.
+    """
+    if config.name not in MODELS:
+        raise unknown("model", config.name, MODELS)
+    model = MODELS[config.name](
+        num_classes=num_classes,
+        axis_name=axis_name,
+        sync_batch_norm=config.sync_batch_norm,
+        dtype=jnp.dtype(config.dtype),
+        convolution=("matmul" if jax.default_backend() == "cpu" else "xla")
+        if config.convolution == "auto"
+        else config.convolution,
+    )
+    overrides = {
+        "activation": config.activation,
+        "initializer": config.initializer,
+        "batch_norm_momentum": config.batch_norm_momentum,
+        **{f"{place}_dropout": rate for place, rate in config.dropout.items()},
+    }
+    overrides = {field: value for field, value in overrides.items() if value is not None}
+    for field, known in (("activation", ACTIVATIONS), ("initializer", ("keras", "pytorch"))):
+        if field in overrides and overrides[field] not in known:
+            raise unknown(f"config.model.{field}", overrides[field], known)
+    fields = {field.name for field in dataclasses.fields(model)}
+    if missing := sorted(overrides.keys() - fields):
+        places = sorted(field for field in fields if field.endswith("_dropout"))
+        raise UserError(
+            f"model {config.name!r} has no {missing[0]}; its places of dropout: {', '.join(places)}"
+        )
+    return model.clone(**overrides)

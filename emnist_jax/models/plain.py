@@ -1,0 +1,179 @@
+"""The small MNIST networks that are one chain of layers: each is its published layer list.
+
+- `mnist_cnn`: a simple three-convolution network (PyTorch); its source gives no count.
+- `mnist_squeeze_1` to `_10`: ten squeeze-and-expand networks, 75,408 to 5,194 parameters.
+- `mnist_gap_v1` to `_v5`: five versions whose layer lists were not published; a **reconstruction** that meets
+  the three published counts (6,633, 5,733, 5,893) exactly.
+- `mnist_onecycle`: the network with global average pooling and biases, 9,798 parameters.
+
+BatchNorm comes before ReLU, dropout after it. Where a source leaves open which convolutions have a ReLU, all
+but the last do.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from emnist_jax.models.layers import Network
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv:
+    """A convolution and what follows it; `features` None: the head, as many as there are classes."""
+
+    features: int | None
+    size: int = 3
+    padding: int = 0
+    bias: bool = False
+    batch_norm: bool = False
+    relu: bool = True
+    dropout: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """A dense layer with ReLU, after flattening."""
+
+    features: int
+
+
+class MaxPool:
+    """2x2 max-pooling."""
+
+
+class GlobalAveragePool:
+    """Mean over the image."""
+
+
+class Plain(Network):
+    """A chain of layers; `[B, 1, 1, C]` and `[B, C]` at its end are the logits.
+
+    Attributes:
+      layers: The chain. A last layer that is not a convolution gets a dense head.
+      convolution_dropout: After the convolutions marked with `dropout`.
+      head_dropout: Before a dense head.
+    """
+
+    layers: tuple = ()
+    convolution_dropout: float = 0.0
+    head_dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        for i, layer in enumerate(self.layers, 1):
+            match layer:
+                case Conv():
+                    features, name = (
+                        layer.features or self.num_classes,
+                        f"conv{i}" if layer.features else "head",
+                    )
+                    x = self.conv(x, features, layer.size, layer.padding, bias=layer.bias, name=name)
+                    if layer.batch_norm:
+                        x = self.batch_norm(x, train, f"norm{i}")
+                    if layer.relu:
+                        x = self.activate(x)
+                    if layer.dropout:
+                        x = self.dropout(x, self.convolution_dropout, train)
+                case MaxPool():
+                    x = nn.max_pool(x, (2, 2), (2, 2))
+                case GlobalAveragePool():
+                    x = x.mean((1, 2), keepdims=True)
+                case Dense():
+                    x = self.activate(self.dense(x.reshape(len(x), -1), layer.features, f"dense{i}"))
+        x = x.reshape(len(x), -1)
+        if isinstance(self.layers[-1], Dense):
+            x = self.dense(self.dropout(x, self.head_dropout, train), self.num_classes, "head")
+        return x.astype(jnp.float32)
+
+
+def squeeze(widths: str, pooled: bool, norm: str = "", dropout: str = "", last_relu: bool = True) -> tuple:
+    """Returns the layers of a squeeze-and-expand network.
+
+    Args:
+      widths: Features of the convolutions a to h, separated by spaces.
+      pooled: Ends in average pooling and a 1x1 convolution, not in a 6x6 convolution.
+      norm: The convolutions that have BatchNorm, e.g. "abdeh".
+      dropout: The convolutions that have dropout.
+      last_relu: Whether h has a ReLU.
+    """
+    a, b, c, d, e, f, g, h = (
+        Conv(
+            int(width),
+            size=1 if letter in "cf" else 3,
+            padding=1 if letter in "ab" else 0,
+            batch_norm=letter in norm,
+            relu=letter != "h" or last_relu,
+            dropout=letter in dropout,
+        )
+        for letter, width in zip("abcdefgh", widths.split(), strict=True)
+    )
+    end = (GlobalAveragePool(), Conv(None, 1, relu=False)) if pooled else (Conv(None, 6, relu=False),)
+    return (a, b, MaxPool(), c, d, e, f, g, h, *end)
+
+
+SQUEEZE = {
+    1: squeeze("16 32 16 32 64 16 32 64", pooled=False),
+    2: squeeze("16 20 10 12 16 10 12 16", pooled=False),
+    3: squeeze("10 12 10 12 16 8 10 10", pooled=False),
+    4: squeeze("10 12 10 10 12 8 10 10", pooled=False, norm="abdegh", last_relu=False),
+    5: squeeze("10 12 10 10 12 8 10 10", pooled=False, norm="abdeh", dropout="abdegh", last_relu=False),
+    6: squeeze("10 12 10 10 12 8 10 10", pooled=True, norm="abdeh", dropout="abdegh", last_relu=False),
+    7: squeeze("10 12 10 16 16 8 12 12", pooled=True, norm="abdegh", dropout="abdeg"),
+    8: squeeze("10 12 10 16 16 8 12 12", pooled=True, norm="abdegh", dropout="abdeg"),
+    9: squeeze("10 12 10 16 16 8 12 12", pooled=True, norm="abdegh", dropout="abdeg"),
+    10: squeeze("10 12 10 12 12 10 10 12", pooled=True, norm="abdegh", dropout="abdeg"),
+}
+
+
+def gap(batch_norm: bool, pooled: bool) -> tuple:
+    """Returns the layers of the reconstruction; not `pooled`: a last 3x3 convolution where v2 averages."""
+    return (
+        Conv(15, padding=1, batch_norm=batch_norm),
+        Conv(15, padding=1, batch_norm=batch_norm),
+        MaxPool(),
+        Conv(8, 1, batch_norm=batch_norm),
+        Conv(9, batch_norm=batch_norm),
+        Conv(15, batch_norm=batch_norm),
+        MaxPool(),
+        Conv(10, 1, batch_norm=batch_norm),
+        Conv(8, batch_norm=batch_norm),
+        *(
+            (Conv(None, padding=1, relu=False), GlobalAveragePool())
+            if pooled
+            else (Conv(10, padding=1), Conv(None, relu=False))
+        ),
+    )
+
+
+GAP = {
+    "v1": gap(batch_norm=False, pooled=False),
+    "v2": gap(batch_norm=False, pooled=True),
+    "v3": gap(batch_norm=True, pooled=True),
+    "v4": gap(batch_norm=True, pooled=True),
+    "v5": gap(batch_norm=True, pooled=True),
+}
+
+ONECYCLE = (
+    Conv(10, padding=1, bias=True, batch_norm=True, dropout=True),
+    Conv(16, padding=1, bias=True, batch_norm=True, dropout=True),
+    MaxPool(),
+    Conv(10, 1, bias=True),
+    Conv(16, padding=1, bias=True, batch_norm=True, dropout=True),
+    Conv(16, padding=1, bias=True, batch_norm=True, dropout=True),
+    MaxPool(),
+    Conv(10, 1, bias=True),
+    Conv(16, padding=1, bias=True, batch_norm=True, dropout=True),
+    Conv(16, padding=1, bias=True, batch_norm=True, dropout=True),
+    Conv(None, 1, bias=True, relu=False),
+    GlobalAveragePool(),
+)
+
+CNN = (
+    *(
+        layer
+        for width in (32, 64, 128)
+        for layer in (Conv(width, 3, 1, bias=True, batch_norm=True), MaxPool())
+    ),
+    Dense(128),
+)

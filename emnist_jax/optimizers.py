@@ -1,0 +1,116 @@
+"""Optimizers and learning-rate schedules from a config, all optax'.
+
+Weight decay leaves biases and BatchNorm (every parameter of fewer than two dimensions) alone. It is added to
+the gradient (L2, as PyTorch does) except for adamw and muon, where it is decoupled.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from emnist_jax.errors import UserError
+
+
+def _decayed(params):
+    return jax.tree.map(lambda x: x.ndim > 1, params)
+
+
+def _with_l2(config, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    if not config.weight_decay:
+        return optimizer
+    return optax.chain(optax.add_decayed_weights(config.weight_decay, _decayed), optimizer)
+
+
+def _adam_settings(config) -> dict:
+    return {"b1": config.beta1, "b2": config.beta2, "eps": config.epsilon}
+
+
+# Name -> builder(config.optimizer, learning rate or schedule).
+OPTIMIZERS = {
+    "sgd": lambda c, rate: _with_l2(c, optax.sgd(rate)),
+    "momentum": lambda c, rate: _with_l2(c, optax.sgd(rate, c.momentum)),
+    "nesterov": lambda c, rate: _with_l2(c, optax.sgd(rate, c.momentum, nesterov=True)),
+    "adam": lambda c, rate: _with_l2(c, optax.adam(rate, **_adam_settings(c))),
+    "adamax": lambda c, rate: _with_l2(c, optax.adamax(rate, **_adam_settings(c))),
+    "nadam": lambda c, rate: _with_l2(c, optax.nadam(rate, **_adam_settings(c))),
+    "rmsprop": lambda c, rate: _with_l2(
+        c, optax.rmsprop(rate, decay=0.9, eps=c.epsilon, momentum=c.momentum)
+    ),
+    "adamw": lambda c, rate: optax.adamw(
+        rate, **_adam_settings(c), weight_decay=c.weight_decay, mask=_decayed
+    ),
+    "muon": lambda c, rate: optax.contrib.muon(
+        rate, beta=c.momentum, weight_decay=c.weight_decay, weight_decay_mask=_decayed
+    ),
+}
+
+
+def _onecycle(config, rate, steps, steps_per_epoch):
+    return optax.cosine_onecycle_schedule(
+        max(steps - 1, 1), rate, config.warmup_fraction, config.initial_divisor, config.final_divisor
+    )
+
+
+def _step(config, rate, steps, steps_per_epoch):
+    transition_steps = round(config.step_epochs * steps_per_epoch)
+    return optax.exponential_decay(rate, transition_steps, config.factor, staircase=True)
+
+
+def _cosine(config, rate, steps, steps_per_epoch):
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    if warmup_steps >= steps:
+        raise UserError(
+            f"config.schedule.warmup_epochs={config.warmup_epochs} are {warmup_steps} steps, "
+            f"but training has only {steps}"
+        )
+    return optax.warmup_cosine_decay_schedule(0 if warmup_steps else rate, rate, warmup_steps, steps)
+
+
+# Name -> builder(config.schedule, highest learning rate, steps, steps per epoch).
+SCHEDULES = {
+    "constant": lambda config, rate, steps, steps_per_epoch: optax.constant_schedule(rate),
+    "cosine": _cosine,
+    "onecycle": _onecycle,  # torch.optim.lr_scheduler.OneCycleLR, without its cycling of momentum
+    "plateau": lambda config, rate, steps, steps_per_epoch: optax.constant_schedule(rate),
+    "step": _step,  # torch.optim.lr_scheduler.StepLR
+}
+
+
+def create(config, steps: int, steps_per_epoch: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Builds the optimizer and the schedule that it follows.
+
+    Args:
+      config: The whole config; reads `optimizer` and `schedule`.
+      steps: Of the whole training.
+      steps_per_epoch: Turns the schedule's epochs into steps.
+
+    Returns:
+      The optimizer, and the schedule (step -> learning rate) for the record.
+
+    Raises:
+      UserError: A warm-up longer than the training.
+    """
+    rate = config.optimizer.learning_rate
+    schedule = SCHEDULES[config.schedule.name](config.schedule, rate, steps, steps_per_epoch)
+    return OPTIMIZERS[config.optimizer.name](config.optimizer, schedule), schedule
+
+
+def create_plateau(config) -> optax.GradientTransformationExtraArgs | None:
+    """Returns ReduceLROnPlateau as Keras has it, to be fed the validation loss once an epoch, or None.
+
+    Its state's `scale` multiplies the optimizer's updates. PyTorch's reduces one epoch later than its patience.
+    """
+    if config.schedule.name != "plateau":
+        return None
+    return optax.contrib.reduce_on_plateau(
+        config.schedule.factor,
+        config.schedule.patience_epochs,
+        rtol=0.0,
+        atol=config.schedule.min_delta,
+        min_scale=config.schedule.min_learning_rate / config.optimizer.learning_rate,
+    )
+
+
+def feed_plateau(plateau: optax.GradientTransformationExtraArgs, state, validation_loss: float):
+    """Returns the plateau's state after one more epoch."""
+    return plateau.update(jnp.zeros(()), state, value=validation_loss)[1]

@@ -1,0 +1,175 @@
+"""What a run tells: TensorBoard, progress on the terminal, the log file, result.json and the final table."""
+
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from tensorboardX import SummaryWriter
+from tensorboardX.summary import hparams as hparams_summary
+
+log = logging.getLogger(__name__)
+
+
+def start_log(path: Path) -> None:
+    """Sends the project's log lines to the terminal and to a file."""
+    logger = logging.getLogger("emnist_jax")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.handlers.clear()
+    to_file = logging.FileHandler(path)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    to_terminal = logging.StreamHandler(sys.stdout)
+    to_terminal.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(to_file)
+    logger.addHandler(to_terminal)
+
+
+def progress_bar(total_steps: int) -> Progress:
+    """Returns a bar with the time remaining on a terminal, and nothing elsewhere."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+        console=Console(file=sys.stdout),
+        disable=not sys.stdout.isatty(),
+    )
+    bar.add_task("training", total=total_steps, status="")
+    return bar
+
+
+class TensorBoard:
+    """Event files of one run; `purge_step` hides what an earlier, interrupted process wrote after it."""
+
+    def __init__(self, workdir: Path, purge_step: int):
+        self._writer = SummaryWriter(str(workdir), purge_step=purge_step or None)
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def figure(self, name: str, figure: Figure, step: int) -> None:
+        self._writer.add_figure(name, figure, step, close=False)
+
+    def hyper_parameters(self, config: dict, metrics: dict[str, float]) -> None:
+        flat = {key: value for key, value in flatten(config).items() if value is not None}
+        for summary in hparams_summary(
+            {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in flat.items()}, metrics
+        ):
+            self._writer.file_writer.add_summary(summary)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def flatten(config: dict, prefix: str = "") -> dict:
+    """Returns nested config keys as dotted ones."""
+    flat = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def images_figure(images: np.ndarray, names: list[str]) -> Figure:
+    """Draws a grid of images `[N, H, W]` under their class names."""
+    columns = 8
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(columns, 1.2 * rows), layout="tight")
+    for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
+        axes.axis("off")
+    for axes, image, name in zip(grid.flat, images, names, strict=False):
+        axes.imshow(image, cmap="gray")
+        axes.set_title(name, fontsize=9)
+    return figure
+
+
+def confusion_figure(labels: np.ndarray, predictions: np.ndarray, class_names: tuple[str, ...]) -> Figure:
+    """Draws the confusion matrix, each row as fractions of its true class."""
+    classes = len(class_names)
+    counts = np.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes)
+    fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = 3 + 0.16 * classes
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots()
+    # Off-diagonal mistakes of a few percent are what one looks for: the square root shows them.
+    norm = matplotlib.colors.PowerNorm(0.5, vmin=0, vmax=1)
+    picture = axes.imshow(fractions, cmap="viridis", norm=norm)
+    axes.set(xlabel="predicted", ylabel="true", xticks=range(classes), yticks=range(classes))
+    axes.set_xticklabels(class_names, fontsize=7, rotation=90 if max(map(len, class_names)) > 2 else 0)
+    axes.set_yticklabels(class_names, fontsize=7)
+    figure.colorbar(picture, ax=axes, shrink=0.7, label="fraction of the true class")
+    return figure
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def environment() -> dict:
+    """Returns the device, the versions and the commit that a result was made with."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "numpy")
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    device = jax.devices()[0]
+    return {
+        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "versions": {package: version(package) for package in packages} | {"python": sys.version.split()[0]},
+        "commit": git.stdout.strip() or "unknown",
+    }
+
+
+def standard_error(fraction: float, examples: int) -> float:
+    """Returns the binomial standard error of an accuracy."""
+    return math.sqrt(fraction * (1 - fraction) / examples)
+
+
+def print_result(result: dict, workdir: Path) -> None:
+    """Prints a result as a table, and how to open TensorBoard on the run."""
+    test = result["test"]
+    synthetic = " (synthetic images: not a result)" if result["synthetic"] else ""
+    table = Table(title=f"{result['model']} on {result['dataset']}{synthetic}", show_header=False)
+
+    def accuracy(name):
+        error = standard_error(test[name], test["examples"])
+        return f"{100 * test[name]:.2f} % ± {100 * error:.2f} (standard error, {test['examples']:,} images)"
+
+    for row in (
+        ("parameters", f"{result['parameters']:,}"),
+        ("test top-1", accuracy("top1")),
+        ("test top-5", accuracy("top5")),
+        ("epochs", f"{result['epochs']:g}"),
+        (
+            "training",
+            f"{result['train_seconds']:.1f} s, after {result['compile_seconds']:.1f} s of compilation",
+        ),
+        ("speed", f"{result['images_per_second']:,.0f} images/s on {result['device']}"),
+        (
+            "test set",
+            f"{result['inference_seconds']:.2f} s, {result['evaluation_seconds']:.2f} s with metrics",
+        ),
+    ):
+        table.add_row(*row)
+    console = Console(file=sys.stdout)
+    console.print(table)
+    console.print(f"tensorboard --logdir {workdir}", soft_wrap=True, highlight=False)

@@ -1,0 +1,235 @@
+"""The compiled part of training: one path from uint8 images on the devices to a new state.
+
+Images and labels lie whole on every device; the epoch's order is split over the mesh axis `data`. All
+randomness comes from (seed, step, position in the global batch), so that any number of devices computes the
+same thing.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from clu import metrics as clu_metrics
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from emnist_jax import augmentation
+from emnist_jax.errors import UserError
+from emnist_jax.models.layers import Network
+
+AXIS = "data"
+
+
+@flax.struct.dataclass
+class Metrics(clu_metrics.Collection):
+    """Means over examples; top-1 and top-5 as fractions."""
+
+    loss: clu_metrics.Average.from_output("losses")
+    top1: clu_metrics.Accuracy
+    top5: clu_metrics.Average.from_output("top5_correct")
+
+    @classmethod
+    def from_logits(cls, logits: jax.Array, labels: jax.Array, losses: jax.Array) -> "Metrics":
+        """Args: logits `[B, C]`, labels int32 `[B]`, losses `[B]`."""
+        _, top5 = lax.top_k(logits, min(5, logits.shape[-1]))
+        top5_correct = (top5 == labels[:, None]).any(-1)
+        return cls.single_from_model_output(
+            logits=logits, labels=labels, losses=losses, top5_correct=top5_correct
+        )
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that decides what training does next.
+
+    Attributes:
+      step: Optimizer steps done, int32.
+      params: Parameters, float32.
+      batch_stats: BatchNorm's running statistics.
+      opt_state: Of the optax optimizer.
+      ema_params: Moving average of the parameters, or None.
+      plateau: State of ReduceLROnPlateau, or None.
+      metrics: Of the training batches so far in this epoch.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema_params: Any
+    plateau: Any
+    metrics: Metrics
+
+    @property
+    def variables(self) -> dict:
+        """What the network is evaluated with."""
+        params = self.params if self.ema_params is None else self.ema_params
+        return {"params": params, "batch_stats": self.batch_stats}
+
+
+def make_mesh() -> Mesh:
+    """Returns the mesh of all devices along the axis `data`."""
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def create_state(
+    model: Network,
+    optimizer: optax.GradientTransformation,
+    plateau: optax.GradientTransformationExtraArgs | None,
+    config,
+    mesh: Mesh,
+) -> TrainState:
+    """Returns the initial state, the same on every device of the mesh."""
+
+    def create(key):
+        variables = model.init(key, jnp.zeros((1, *model.input_shape)), train=False)
+        params = variables["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=optimizer.init(params),
+            # A copy: the state's buffers are donated, and one buffer cannot be donated twice.
+            ema_params=jax.tree.map(jnp.copy, params) if config.training.ema_decay else None,
+            plateau=plateau.init(params) if plateau else None,
+            metrics=Metrics.empty(),
+        )
+
+    return jax.jit(create, out_shardings=NamedSharding(mesh, P()))(jax.random.key(config.seed))
+
+
+def prepare(images: jax.Array, config, input_shape: tuple[int, int, int], keys=None) -> jax.Array:
+    """Turns stored images into a network's input: pads to its size, augments, normalises, repeats grey.
+
+    Args:
+      images: uint8 `[B, H, W]`.
+      config: The whole config; reads `augmentation`, `dataset.mean` and `dataset.std`.
+      input_shape: Of the network; at least as large as the images.
+      keys: `[B]` random keys, or None for no augmentation.
+
+    Returns:
+      float32 `[B, *input_shape]`.
+
+    Raises:
+      UserError: The network's input is smaller than the images.
+    """
+    height, width, channels = input_shape
+    rows, columns = height - images.shape[1], width - images.shape[2]
+    if rows < 0 or columns < 0:
+        raise UserError(f"images of {images.shape[1:]} do not fit the network's input {input_shape}")
+    pads = ((0, 0), (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2))
+    x = jnp.pad(images, pads).astype(jnp.float32) / 255
+    if keys is not None:
+        x = augmentation.augment(x, keys, config.augmentation)
+    x = (x - config.dataset.mean) / config.dataset.std
+    return jnp.broadcast_to(x[..., None], (*x.shape, channels))
+
+
+def augmentation_keys(key: jax.Array, local_batch_size: int) -> jax.Array:
+    """Returns a key for each example of this device's share, by its position in the global batch."""
+    first = lax.axis_index(AXIS) * local_batch_size
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(local_batch_size))
+
+
+def loss_and_gradients(model: Network, config, state: TrainState, images, labels, key) -> tuple:
+    """Computes the mean loss over the global batch; to be called inside `shard_map`.
+
+    Args:
+      model: The network.
+      config: The whole config.
+      state: The state.
+      images: uint8 `[B / devices, H, W]`, this device's share.
+      labels: int32 `[B / devices]`.
+      key: Of this step.
+
+    Returns:
+      Gradients, new batch_stats and `Metrics`, all over the global batch.
+    """
+    augmentation_key, dropout_key = jax.random.split(key)
+    x = prepare(images, config, model.input_shape, augmentation_keys(augmentation_key, len(images)))
+
+    def loss_of(params):
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            x,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        targets = optax.smooth_labels(
+            jax.nn.one_hot(labels, logits.shape[-1]), config.training.label_smoothing
+        )
+        losses = optax.softmax_cross_entropy(logits, targets)
+        # The mean over devices belongs inside: shard_map sums the gradients of replicated parameters
+        # by itself, so that a mean of gradients would come out too large by the number of devices.
+        return lax.pmean(losses.mean(), AXIS), (logits, losses, updates.get("batch_stats", {}))
+
+    gradients, (logits, losses, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
+    if not config.model.sync_batch_norm:
+        # What Keras' MirroredStrategy reads: the mean of the devices' running statistics.
+        batch_stats = lax.pmean(batch_stats, AXIS)
+    metrics = Metrics.from_logits(logits, labels, losses)
+    metrics = metrics.replace(
+        **{name: lax.psum(getattr(metrics, name), AXIS) for name in ("loss", "top1", "top5")}
+    )
+    return gradients, batch_stats, metrics
+
+
+def make_train_steps(model: Network, optimizer: optax.GradientTransformation, config, mesh: Mesh) -> Callable:
+    """Returns the compiled-once program of training.
+
+    Returns:
+      `train_steps(state, images, labels, order, key, count) -> state`: does `count` steps on uint8 images
+      `[N, H, W]` and int32 labels `[N]`, taking the batches from `order` (rows, int32
+      `[steps per epoch, batch]`), beginning at the state's place in the epoch. The state is donated.
+    """
+
+    @partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(P(), P(), P(), P(None, AXIS), P(), P()),
+        out_specs=P(),
+    )
+    def train_steps(state, images, labels, order, key, count):
+        def step(_, state):
+            rows = order[state.step % len(order)]
+            gradients, batch_stats, metrics = loss_and_gradients(
+                model, config, state, images[rows], labels[rows], jax.random.fold_in(key, state.step)
+            )
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            if state.plateau is not None:
+                updates = jax.tree.map(lambda x: x * state.plateau.scale, updates)
+            params = optax.apply_updates(state.params, updates)
+            ema_params = state.ema_params
+            if ema_params is not None:
+                ema_params = optax.incremental_update(params, ema_params, 1 - config.training.ema_decay)
+            return state.replace(
+                step=state.step + 1,
+                params=params,
+                batch_stats=batch_stats,
+                opt_state=opt_state,
+                ema_params=ema_params,
+                metrics=state.metrics.merge(metrics),
+            )
+
+        return lax.fori_loop(0, count, step, state)
+
+    return jax.jit(train_steps, donate_argnums=0)
+
+
+def make_epoch_order(num_examples: int, batch_size: int, mesh: Mesh) -> Callable:
+    """Returns `epoch_order(key, epoch)` -> rows, int32 `[steps per epoch, batch]`, split over the devices.
+
+    Every epoch is a new permutation; the rows that do not fill a batch are left out of it.
+    """
+    steps = num_examples // batch_size
+
+    def epoch_order(key, epoch):
+        rows = jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
+        return rows[: steps * batch_size].reshape(steps, batch_size)
+
+    return jax.jit(epoch_order, out_shardings=NamedSharding(mesh, P(None, AXIS)))
