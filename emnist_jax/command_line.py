@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from emnist_jax.config import base
@@ -47,6 +47,7 @@ def run(main: Callable) -> None:
         except UserError as error:
             _stop(str(error))
 
+    logging.set_verbosity(logging.WARNING)  # orbax tells of every step of a save
     app.run(guarded, flags_parser=parse)
 
 

@@ -119,7 +119,7 @@ def train_and_evaluate(config, workdir: Path) -> dict:
 
     tensorboard = report.TensorBoard(workdir, purge_step=int(state.step))
     if state.step == 0:
-        tensorboard.figure("augmented inputs", _augmented_inputs(model, config, dataset, step_key), 0)
+        tensorboard.figure("augmented_inputs", _augmented_inputs(model, config, dataset, step_key), 0)
     early_stopping = EarlyStopping(
         patience=config.training.early_stopping_epochs or total_steps,
         **(progress["early_stopping"] or {}),
@@ -211,7 +211,7 @@ def train_and_evaluate(config, workdir: Path) -> dict:
     }
     tensorboard.scalars({f"test/{name}": test[name] for name in ("loss", "top1", "top5")}, step)
     figure = report.confusion_figure(dataset.test.labels, logits.argmax(-1), dataset.class_names)
-    tensorboard.figure("confusion matrix", figure, step)
+    tensorboard.figure("confusion_matrix", figure, step)
     tensorboard.hyper_parameters(config.to_dict(), {f"test/{name}": test[name] for name in ("top1", "top5")})
     tensorboard.close()
     report.write_json(result_path, result)

@@ -132,8 +132,9 @@ def environment() -> dict:
         text=True,
     )
     device = jax.devices()[0]
+    kind = f"CPU of {os.cpu_count()} cores" if device.platform == "cpu" else device.device_kind
     return {
-        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "device": f"{jax.device_count()} x {kind}",
         "versions": {package: version(package) for package in packages} | {"python": sys.version.split()[0]},
         "commit": git.stdout.strip() or "unknown",
     }

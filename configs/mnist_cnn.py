@@ -1,0 +1,27 @@
+"""Simple CNN on MNIST: three convolutions with BatchNorm, 241,994 trainable parameters.
+
+    python -m emnist_jax.main --config=configs/mnist_cnn.py
+
+Inputs in -1 to 1, SGD with momentum at 0.01, ReduceLROnPlateau on the validation loss, batch 32. The source reports
+99.35 % after 60 epochs (35.7 min) and 99.08 % after 10 (8.7 min); on EMNIST Balanced 82.68 % after 20 epochs
+(96.8 min): --config.dataset.name=emnist/balanced. It does not give its augmentation's ranges.
+"""
+
+from emnist_jax.config import ConfigDict, base
+
+
+def get_config() -> ConfigDict:
+    config = base()
+    config.dataset.name = "mnist"
+    config.dataset.mean = 0.5
+    config.dataset.std = 0.5
+    config.model.name = "mnist_cnn"
+    config.augmentation.max_rotation_degrees = 10.0
+    config.augmentation.max_shift_pixels = 2.0
+    config.optimizer.name = "momentum"
+    config.optimizer.learning_rate = 0.01
+    config.schedule.name = "plateau"
+    config.schedule.patience_epochs = 11  # PyTorch's 10
+    config.training.batch_size = 32
+    config.training.epochs = 60.0
+    return config

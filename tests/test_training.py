@@ -1,0 +1,178 @@
+"""The compiled step: the same on any number of devices, and equal to what optax and flax say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+
+from emnist_jax import config as config_lib
+from emnist_jax import models, optimizers, training
+
+
+def make_config(**changes):
+    config = config_lib.base()
+    config.model.name = "mnist_squeeze_6"
+    config.model.dropout.convolution = 0.2
+    config.augmentation.max_rotation_degrees = 10.0
+    config.augmentation.elastic_displacement_pixels = 1.0
+    config.training.batch_size = 16
+    config.optimizer.learning_rate = 0.1
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def mesh_of(devices: int) -> Mesh:
+    return jax.make_mesh(
+        (devices,), (training.AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
+    )
+
+
+def images_and_labels(examples=64):
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (examples, 28, 28), np.uint8), rng.integers(0, 10, examples).astype(np.int32)
+
+
+def train(config, devices: int, steps: int = 5, calls=None):
+    """Returns the state after some steps, done in calls of the given sizes."""
+    mesh = mesh_of(devices)
+    model = models.create(config.model, 10, training.AXIS)
+    optimizer, _ = optimizers.create(config, 8, 4)
+    state = training.create_state(model, optimizer, optimizers.create_plateau(config), config, mesh)
+    images, labels = images_and_labels()
+    epoch_order = training.make_epoch_order(len(images), config.training.batch_size, mesh)
+    train_steps = training.make_train_steps(model, optimizer, config, mesh)
+    for count in calls or (steps,):
+        order = epoch_order(jax.random.key(1), state.step // 4)
+        state = train_steps(state, images, labels, order, jax.random.key(2), count)
+    return jax.device_get(state)
+
+
+def assert_trees_close(a, b, rtol=1e-4, atol=1e-5):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol, atol)
+
+
+def gradients_of(config, devices: int):
+    model = models.create(config.model, 10, training.AXIS)
+    optimizer, _ = optimizers.create(config, 8, 4)
+    state = training.create_state(model, optimizer, None, config, mesh_of(devices))
+    images, labels = images_and_labels(16)
+    return jax.jit(
+        jax.shard_map(
+            lambda *args: training.loss_and_gradients(model, config, *args),
+            mesh=mesh_of(devices),
+            in_specs=(P(), P("data"), P("data"), P()),
+            out_specs=P(),
+        )
+    )(state, images, labels, jax.random.key(3))
+
+
+def test_gradients_are_the_same_on_four_devices():
+    one, four = (jax.device_get(gradients_of(make_config(), devices)) for devices in (1, 4))
+    assert_trees_close(four[0], one[0])
+    assert_trees_close(four[1], one[1])
+    assert_trees_close(four[2].compute(), one[2].compute())
+
+
+def test_gradients_without_batch_norm_synchronisation_are_the_mean_of_the_shards():
+    config = make_config(**{"model.sync_batch_norm": False, "model.dropout.convolution": 0.0})
+    config.augmentation = config_lib.base().augmentation
+    gradients, batch_stats, _ = jax.device_get(gradients_of(config, 4))
+    model = models.create(config.model, 10)
+    images, labels = images_and_labels(16)
+    variables = jax.jit(lambda key: model.init(key, jnp.zeros((1, 28, 28, 1)), train=False))(jax.random.key(0))
+
+    @jax.jit
+    def shard_gradients(images, labels):
+        def loss_of(params):
+            x = training.prepare(images, config, model.input_shape)
+            logits, updates = model.apply(
+                {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
+            )
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            return loss, updates["batch_stats"]
+
+        return jax.grad(loss_of, has_aux=True)(variables["params"])
+
+    shards = [shard_gradients(images[i : i + 4], labels[i : i + 4]) for i in range(0, 16, 4)]
+    expected = jax.tree.map(lambda *x: np.mean(x, 0), *shards)
+    assert_trees_close((gradients, batch_stats), jax.device_get(expected))
+
+
+def test_calls_of_any_length_and_devices_of_any_number_train_the_same():
+    config = make_config(**{"training.ema_decay": 0.9, "optimizer.name": "nesterov"})
+    whole = train(config, devices=4, calls=(4, 2))
+    assert whole.step == 6
+    assert_trees_close(train(config, devices=4, calls=(1, 3, 2)), whole, 0, 0)
+    # Float tolerance grows over the steps of BatchNorm and a high learning rate.
+    assert_trees_close(train(config, devices=1, calls=(4, 2)), whole, 1e-2, 2e-3)
+
+
+def test_bfloat16_keeps_parameters_in_float32_and_learns_alike():
+    exact, rounded = (train(make_config(**{"model.dtype": dtype}), 1) for dtype in ("float32", "bfloat16"))
+    assert {x.dtype for x in jax.tree.leaves(rounded.params)} == {np.dtype("float32")}
+    losses = [float(state.metrics.compute()["loss"]) for state in (exact, rounded)]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_plateau_scale_multiplies_the_update():
+    config = make_config(**{"schedule.name": "plateau", "optimizer.name": "sgd"})
+    model = models.create(config.model, 10, training.AXIS)
+    optimizer, _ = optimizers.create(config, 8, 4)
+    images, labels = images_and_labels()
+    train_steps = training.make_train_steps(model, optimizer, config, mesh_of(1))
+    order = jnp.arange(16, dtype=jnp.int32)[None]
+    moves = []
+    for scale in (1.0, 0.25):
+        state = training.create_state(
+            model, optimizer, optimizers.create_plateau(config), config, mesh_of(1)
+        )
+        before = jax.device_get(state.params)
+        state = state.replace(plateau=state.plateau._replace(scale=jnp.float32(scale)))
+        after = jax.device_get(train_steps(state, images, labels, order, jax.random.key(2), 1).params)
+        moves.append(jax.tree.map(np.subtract, after, before))
+    assert_trees_close(moves[1], jax.tree.map(lambda x: 0.25 * x, moves[0]), 1e-3, 1e-6)
+
+
+def test_ema_is_the_moving_average_of_the_parameters():
+    config = make_config(**{"training.ema_decay": 0.75})
+    initial, first = (train(config, 1, calls=(count,)) for count in (0, 1))
+    expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, initial.params, first.params)
+    assert_trees_close(first.ema_params, expected)
+    assert first.variables["params"] is first.ema_params
+
+
+def test_label_smoothing_is_in_the_loss():
+    plain, smoothed = (train(make_config(**{"training.label_smoothing": x}), 1, steps=1) for x in (0.0, 0.5))
+    assert plain.metrics.compute()["top1"] == smoothed.metrics.compute()["top1"]
+    assert plain.metrics.compute()["loss"] != smoothed.metrics.compute()["loss"]
+
+
+def test_every_epoch_is_another_permutation():
+    epoch_order = training.make_epoch_order(70, 16, mesh_of(4))
+    epochs = [np.asarray(epoch_order(jax.random.key(0), epoch)).ravel() for epoch in (0, 1, 0)]
+    assert all(len(np.unique(rows)) == 64 and rows.max() < 70 for rows in epochs)
+    assert (epochs[0] == epochs[2]).all()
+    assert (epochs[0] != epochs[1]).any()
+
+
+def test_prepare_pads_normalises_and_repeats():
+    config = config_lib.base()
+    config.dataset.mean, config.dataset.std = 0.25, 0.5
+    images = images_and_labels(3)[0]
+    x = np.asarray(training.prepare(images, config, (32, 32, 3)))
+    assert x.shape == (3, 32, 32, 3)
+    np.testing.assert_allclose(x[:, 2:30, 2:30, 1], (images / 255 - 0.25) / 0.5, rtol=1e-5)
+    np.testing.assert_array_equal(x[..., 0], x[..., 2])
+    np.testing.assert_allclose(x[:, :2], -0.5)
+
+
+def test_metrics_are_means_over_examples():
+    logits = jnp.array([[9.0, 8, 7, 6, 5, 4], [0, 1, 2, 3, 4, 5]])
+    metrics = training.Metrics.from_logits(logits, jnp.array([0, 0]), jnp.array([1.0, 3.0])).compute()
+    assert {k: float(v) for k, v in metrics.items()} == {"loss": 2.0, "top1": 0.5, "top5": 0.5}
