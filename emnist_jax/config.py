@@ -127,7 +127,7 @@ def validate(config: ConfigDict) -> None:
         "training.early_stopping_epochs": (1, None),
         "training.steps_per_call": (1, None),
         "evaluation.batch_size": (1, None),
-        "optimizer.learning_rate": (0, None),
+        "optimizer.learning_rate": (1e-30, None),
         "optimizer.weight_decay": (0, None),
         "augmentation.max_rotation_degrees": (0, 180),
         "augmentation.max_shift_pixels": (0, None),

@@ -121,7 +121,8 @@ def train_and_evaluate(config, workdir: Path) -> dict:
     if state.step == 0:
         tensorboard.figure("augmented_inputs", _augmented_inputs(model, config, dataset, step_key), 0)
     early_stopping = EarlyStopping(
-        patience=config.training.early_stopping_epochs or total_steps,
+        # flax stops at the first epoch after its patience, Keras at its last one.
+        patience=(config.training.early_stopping_epochs or total_steps + 1) - 1,
         **(progress["early_stopping"] or {}),
     )
 
@@ -141,7 +142,6 @@ def train_and_evaluate(config, workdir: Path) -> dict:
             seconds = time.perf_counter() - started
             progress["train_seconds"] += seconds
 
-            # TensorBoard's and the log's names.
             train = {name: float(value) for name, value in state.metrics.compute().items()}
             learning_rate = float(schedule(step - 1))
             if plateau:
@@ -173,7 +173,9 @@ def train_and_evaluate(config, workdir: Path) -> dict:
             saved.save(state, progress)
             _tell(record, tensorboard, bar)
     if early_stopping.should_stop:
-        log.info("early stopping: no lower validation loss for %d epochs", early_stopping.patience)
+        log.info(
+            "early stopping: no lower validation loss for %d epochs", config.training.early_stopping_epochs
+        )
 
     chosen = progress["epochs"][-1]
     if config.training.select == "best":

@@ -27,13 +27,21 @@ def start_log(path: Path) -> None:
     logger = logging.getLogger("emnist_jax")
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    logger.handlers.clear()
+    stop_log()
     to_file = logging.FileHandler(path)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     to_terminal = logging.StreamHandler(sys.stdout)
     to_terminal.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(to_file)
     logger.addHandler(to_terminal)
+
+
+def stop_log() -> None:
+    """Closes what `start_log` opened."""
+    logger = logging.getLogger("emnist_jax")
+    for handler in logger.handlers[:]:
+        handler.close()
+        logger.removeHandler(handler)
 
 
 def progress_bar(total_steps: int) -> Progress:

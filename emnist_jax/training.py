@@ -99,7 +99,10 @@ def create_state(
             metrics=Metrics.empty(),
         )
 
-    return jax.jit(create, out_shardings=NamedSharding(mesh, P()))(jax.random.key(config.seed))
+    # It runs once: without this, compiling a large network's initial weights takes as long as its training step.
+    fast_to_compile = {"xla_backend_optimization_level": 0}
+    create = jax.jit(create, out_shardings=NamedSharding(mesh, P()), compiler_options=fast_to_compile)
+    return create(jax.random.key(config.seed))
 
 
 def prepare(images: jax.Array, config, input_shape: tuple[int, int, int], keys=None) -> jax.Array:

@@ -1,8 +1,17 @@
-"""Four virtual CPU devices for every test, set before jax starts."""
+"""Four virtual CPU devices for every test, and one store of compiled programs for the whole session."""
 
 import os
+import shutil
+import tempfile
 
+os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 # Without more threads than devices, virtual devices can wait for each other for ever.
 os.environ["NPROC"] = "8"
-os.environ["JAX_PLATFORMS"] = "cpu"
+_CACHE = tempfile.mkdtemp(prefix="emnist_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+def pytest_sessionfinish():
+    shutil.rmtree(_CACHE, ignore_errors=True)

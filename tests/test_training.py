@@ -9,12 +9,32 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from emnist_jax import config as config_lib
-from emnist_jax import models, optimizers, training
+from emnist_jax import optimizers, training
+from emnist_jax.models import plain
+
+LAYERS = (
+    plain.Conv(4, 3, padding=1, bias=True, batch_norm=True, dropout=True),
+    plain.MaxPool(),
+    plain.Conv(None, 3, relu=False),
+    plain.GlobalAveragePool(),
+)
+
+
+def make_model(config, axis_name=training.AXIS):
+    """Returns a network with all that a step has to deal with, compiled in a second."""
+    return plain.Plain(
+        num_classes=10,
+        layers=LAYERS,
+        convolution_dropout=config.model.dropout.convolution,
+        sync_batch_norm=config.model.sync_batch_norm,
+        dtype=jnp.dtype(config.model.dtype),
+        axis_name=axis_name,
+        convolution="matmul",
+    )
 
 
 def make_config(**changes):
     config = config_lib.base()
-    config.model.name = "mnist_squeeze_6"
     config.model.dropout.convolution = 0.2
     config.augmentation.max_rotation_degrees = 10.0
     config.augmentation.elastic_displacement_pixels = 1.0
@@ -38,7 +58,7 @@ def images_and_labels(examples=64):
 def train(config, devices: int, steps: int = 5, calls=None):
     """Returns the state after some steps, done in calls of the given sizes."""
     mesh = mesh_of(devices)
-    model = models.create(config.model, 10, training.AXIS)
+    model = make_model(config)
     optimizer, _ = optimizers.create(config, 8, 4)
     state = training.create_state(model, optimizer, optimizers.create_plateau(config), config, mesh)
     images, labels = images_and_labels()
@@ -57,7 +77,7 @@ def assert_trees_close(a, b, rtol=1e-4, atol=1e-5):
 
 
 def gradients_of(config, devices: int):
-    model = models.create(config.model, 10, training.AXIS)
+    model = make_model(config)
     optimizer, _ = optimizers.create(config, 8, 4)
     state = training.create_state(model, optimizer, None, config, mesh_of(devices))
     images, labels = images_and_labels(16)
@@ -82,9 +102,11 @@ def test_gradients_without_batch_norm_synchronisation_are_the_mean_of_the_shards
     config = make_config(**{"model.sync_batch_norm": False, "model.dropout.convolution": 0.0})
     config.augmentation = config_lib.base().augmentation
     gradients, batch_stats, _ = jax.device_get(gradients_of(config, 4))
-    model = models.create(config.model, 10)
+    model = make_model(config, None)
     images, labels = images_and_labels(16)
-    variables = jax.jit(lambda key: model.init(key, jnp.zeros((1, 28, 28, 1)), train=False))(jax.random.key(0))
+    variables = jax.jit(lambda key: model.init(key, jnp.zeros((1, 28, 28, 1)), train=False))(
+        jax.random.key(0)
+    )
 
     @jax.jit
     def shard_gradients(images, labels):
@@ -122,16 +144,14 @@ def test_bfloat16_keeps_parameters_in_float32_and_learns_alike():
 
 def test_plateau_scale_multiplies_the_update():
     config = make_config(**{"schedule.name": "plateau", "optimizer.name": "sgd"})
-    model = models.create(config.model, 10, training.AXIS)
+    model = make_model(config)
     optimizer, _ = optimizers.create(config, 8, 4)
     images, labels = images_and_labels()
     train_steps = training.make_train_steps(model, optimizer, config, mesh_of(1))
     order = jnp.arange(16, dtype=jnp.int32)[None]
     moves = []
     for scale in (1.0, 0.25):
-        state = training.create_state(
-            model, optimizer, optimizers.create_plateau(config), config, mesh_of(1)
-        )
+        state = training.create_state(model, optimizer, optimizers.create_plateau(config), config, mesh_of(1))
         before = jax.device_get(state.params)
         state = state.replace(plateau=state.plateau._replace(scale=jnp.float32(scale)))
         after = jax.device_get(train_steps(state, images, labels, order, jax.random.key(2), 1).params)
@@ -167,7 +187,7 @@ def test_prepare_pads_normalises_and_repeats():
     images = images_and_labels(3)[0]
     x = np.asarray(training.prepare(images, config, (32, 32, 3)))
     assert x.shape == (3, 32, 32, 3)
-    np.testing.assert_allclose(x[:, 2:30, 2:30, 1], (images / 255 - 0.25) / 0.5, rtol=1e-5)
+    np.testing.assert_allclose(x[:, 2:30, 2:30, 1], (images / 255 - 0.25) / 0.5, rtol=1e-4)
     np.testing.assert_array_equal(x[..., 0], x[..., 2])
     np.testing.assert_allclose(x[:, :2], -0.5)
 

@@ -48,6 +48,11 @@ class Dataset:
     synthetic: bool
 
 
+def class_names(name: str) -> tuple[str, ...]:
+    """Returns the name of each class of a data set of `NAMES`, without loading it."""
+    return official.SETS[name].class_names if name in official.SETS else synthetic.CLASS_NAMES[name]
+
+
 def load(config: ml_collections.ConfigDict) -> Dataset:
     """Loads a data set into memory and cuts the validation split from the end of train.
 
@@ -73,13 +78,11 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
                 f"{name} has a fixed size"
             )
         train, test = official.read(name, config.data_dir)
-        class_names = official.SETS[name].class_names
         validation_examples = official.SETS[name].validation_examples
     elif name in synthetic.CLASS_NAMES:
         if config.data_dir is not None:
             raise errors.UserError(f"{name} is rendered: it reads no --config.dataset.data_dir")
         train, test, validation_examples = synthetic.render(name, *per_class, seed=config.seed)
-        class_names = synthetic.CLASS_NAMES[name]
     else:
         raise errors.unknown("data set", name, NAMES)
 
@@ -97,6 +100,6 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
         train=Split(images[:cut], labels[:cut]),
         validation=Split(images[cut:], labels[cut:]),
         test=Split(*test),
-        class_names=class_names,
+        class_names=class_names(name),
         synthetic=name in synthetic.CLASS_NAMES,
     )

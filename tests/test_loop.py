@@ -1,0 +1,214 @@
+"""Whole runs in this process: what they write, how they go on after a stop, and what they carry over."""
+
+import json
+import warnings
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from emnist_jax import checkpoints, loop, report
+from emnist_jax import config as config_lib
+from emnist_jax.errors import UserError
+
+
+def make_config(**changes):
+    config = config_lib.base()
+    config.dataset.name = "synthetic/digits"
+    config.dataset.train_per_class = 20
+    config.dataset.test_per_class = 5
+    config.model.name = "mnist_gap_v3"
+    config.model.initializer = "keras"
+    config.augmentation.max_rotation_degrees = 5.0
+    config.optimizer.learning_rate = 0.02
+    config.schedule.name = "plateau"
+    config.schedule.patience_epochs = 1
+    config.schedule.min_delta = 10.0  # nothing counts as better
+    config.schedule.factor = 0.5
+    config.training.batch_size = 16
+    config.training.epochs = 3.0
+    config.training.ema_decay = 0.9
+    config.training.steps_per_call = 4
+    config.evaluation.batch_size = 40
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def numbers_of(result: dict) -> dict:
+    """Returns what must not depend on the clock."""
+    return {key: result[key] for key in ("test", "validation", "epochs", "step", "parameters")}
+
+
+def parameters_of(workdir: Path, step: int) -> np.ndarray:
+    """Returns all parameters of a checkpoint, flat."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # orbax' advice to name the devices: any will do here
+        state = ocp.PyTreeCheckpointer().restore(workdir / f"checkpoints/{step}/state")
+    return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(state["params"])])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One uninterrupted run and its result."""
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, loop.train_and_evaluate(make_config(), workdir)
+
+
+def test_a_run_writes_what_it_found(finished):
+    workdir, result = finished
+    assert json.loads((workdir / "result.json").read_text()) == result
+    assert json.loads((workdir / "config.json").read_text())["model"]["name"] == "mnist_gap_v3"
+    assert result["parameters"] == 6053
+    assert result["test"]["examples"] == 50
+    assert result["validation"]["examples"] == 40
+    assert result["epochs"] == 3
+    assert result["test"]["top5"] > result["test"]["top1"]
+    for key in ("train_seconds", "compile_seconds", "images_per_second", "inference_seconds"):
+        assert result[key] > 0
+    assert result["evaluation_seconds"] > result["inference_seconds"]
+    assert {"seed", "device", "versions", "commit"} <= result.keys()
+    log = (workdir / "log.txt").read_text()
+    assert all(f"epoch {epoch} " in log for epoch in (1, 2, 3))
+    assert "synthetic" in log
+
+
+def test_tensorboard_has_every_epoch_once(finished):
+    workdir, result = finished
+    events = EventAccumulator(str(workdir)).Reload()
+    tags = events.Tags()
+    assert {"augmented_inputs", "confusion_matrix"} <= set(tags["images"])
+    for tag in ("train/loss", "validation/top1", "validation/top5", "learning_rate", "images_per_second"):
+        assert [event.step for event in events.Scalars(tag)] == [10, 20, 30], tag
+    assert events.Scalars("test/top1")[0].value == pytest.approx(result["test"]["top1"])
+    # Reduced after the second and the third epoch without a better validation loss.
+    rates = [event.value for event in events.Scalars("learning_rate")]
+    assert rates == pytest.approx([0.02, 0.02, 0.01])
+
+
+def test_a_finished_run_prints_its_result_again(finished, capsys):
+    workdir, result = finished
+    changed = (workdir / "checkpoints").stat().st_mtime_ns
+    assert loop.train_and_evaluate(make_config(), workdir) == result
+    assert (workdir / "checkpoints").stat().st_mtime_ns == changed
+    printed = capsys.readouterr().out
+    assert "6,053" in printed and f"tensorboard --logdir {workdir}" in printed.replace("\n", "")
+
+
+def test_the_best_epoch_by_validation_is_tested(finished):
+    workdir, result = finished
+    saved = checkpoints.Checkpoints(workdir)
+    epochs = saved._manager.restore(30, args=ocp.args.Composite(progress=ocp.args.JsonRestore())).progress[
+        "epochs"
+    ]
+    saved.close()
+    assert result["validation"]["top1"] == max(epoch["validation"]["top1"] for epoch in epochs)
+    assert result["step"] in [epoch["step"] for epoch in epochs]
+
+
+@pytest.mark.parametrize("stopped_after", [1, 2])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(finished, tmp_path, monkeypatch, stopped_after):
+    workdir, result = finished
+    save = checkpoints.Checkpoints.save
+
+    def save_and_stop(self, state, progress):
+        save(self, state, progress)
+        if len(progress["epochs"]) == stopped_after:
+            self.close()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train_and_evaluate(make_config(), tmp_path)
+    monkeypatch.undo()
+    resumed = loop.train_and_evaluate(make_config(), tmp_path)
+    assert f"resumed at step {10 * stopped_after} of 30" in (tmp_path / "log.txt").read_text()
+    assert numbers_of(resumed) == numbers_of(result)
+    np.testing.assert_array_equal(parameters_of(tmp_path, 30), parameters_of(workdir, 30))
+
+
+def test_a_damaged_newest_checkpoint_falls_back(finished, tmp_path):
+    workdir, result = finished
+    loop.train_and_evaluate(make_config(), tmp_path)
+    (tmp_path / "result.json").unlink()
+    for path in (tmp_path / "checkpoints/30").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    again = loop.train_and_evaluate(make_config(), tmp_path)
+    log = (tmp_path / "log.txt").read_text()
+    assert "checkpoint 30" in log and "damaged" in log and "resumed at step 20" in log
+    assert numbers_of(again) == numbers_of(result)
+
+
+def test_early_stopping(tmp_path):
+    config = make_config(**{"training.early_stopping_epochs": 1, "optimizer.learning_rate": 1e-30})
+    config.schedule.name = "constant"
+    config.training.ema_decay = 0.0
+    config.model.batch_norm_momentum = 1.0  # so that nothing changes between epochs
+    result = loop.train_and_evaluate(config, tmp_path)
+    assert result["epochs"] == 2
+    assert "early stopping" in (tmp_path / "log.txt").read_text()
+
+
+def test_steps_override_epochs_and_the_last_epoch_may_be_short(tmp_path):
+    config = make_config(**{"training.steps": 13, "training.select": "last"})
+    result = loop.train_and_evaluate(config, tmp_path)
+    assert (result["step"], result["epochs"]) == (13, 1.3)
+
+
+def test_transfer_takes_the_tested_parameters_and_a_new_head(finished, tmp_path):
+    workdir, result = finished
+    config = make_config(**{"init_from": str(workdir), "training.steps": 1, "optimizer.learning_rate": 1e-30})
+    config.training.ema_decay = 0.0
+    config.model.batch_norm_momentum = 1.0
+    same = loop.train_and_evaluate(config, tmp_path / "same")
+    assert same["test"]["top1"] == result["test"]["top1"]
+
+    config.dataset.name = "synthetic/letters"
+    loop.train_and_evaluate(config, tmp_path / "letters")
+    assert "keeps its initial weights" in (tmp_path / "letters/log.txt").read_text()
+    config.model.name = "mnist_gap_v2"
+    with pytest.raises(UserError, match="another network"):
+        loop.train_and_evaluate(config, tmp_path / "other")
+    config.init_from = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no finished run"):
+        loop.train_and_evaluate(config, tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training.batch_size": 18}, "nearest that can is 16"),
+        ({"training.batch_size": 1000}, "more than the 160 training images"),
+        ({"dataset.validation_examples": 0}, "select=last"),
+        ({"model.name": "densnet"}, "did you mean 'densenet'"),
+        ({"optimizer.name": "nestrov"}, "did you mean 'nesterov'"),
+        ({"schedule.name": "cosin"}, "did you mean 'cosine'"),
+        ({"dataset.name": "emnist/ballanced"}, "did you mean 'emnist/balanced'"),
+        ({"training.label_smoothing": 1.5}, "between 0 and 1"),
+        ({"training.select": "first"}, "'first'"),
+        ({"model.dropout.block": 0.5}, "block_dropout"),
+    ],
+)
+def test_bad_values_are_refused(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        loop.train_and_evaluate(make_config(**changes), tmp_path)
+
+
+def test_another_configs_workdir_is_refused(finished):
+    with pytest.raises(UserError, match=r"seed was 0, is 1"):
+        loop.train_and_evaluate(make_config(seed=1), finished[0])
+
+
+def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write the workdir"):
+        loop.train_and_evaluate(make_config(), tmp_path / "file/run")
+
+
+@pytest.fixture(autouse=True)
+def close_log_files():
+    yield
+    report.stop_log()

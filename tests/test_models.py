@@ -1,0 +1,474 @@
+"""Tests of the networks: exact counts, gradients, settings, initial weights, convolution and dropout."""
+
+from functools import partial
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from emnist_jax import models
+from emnist_jax.config import base
+from emnist_jax.errors import UserError
+from emnist_jax.models.layers import ACTIVATIONS, Dropout, matmul_convolution
+from emnist_jax.models.lenet5 import RBF
+
+# Model -> classes, parameters in all, trainable, not trainable (BatchNorm's running statistics). Published
+# are the totals of the DenseNets and LeNets and the trainable counts of the MNIST networks, but mnist_cnn's.
+EXPECTED = {
+    "densenet": (47, 2_152_667, 2_128_755, 23_912),
+    "densenet_layer_1": (47, 3_346_743, 3_308_903, 37_840),
+    "densenet_layer_2": (47, 1_337_967, 1_322_671, 15_296),
+    "densenet_layer_3": (47, 5_747_858, 5_679_656, 68_202),
+    "densenet_layer_4": (47, 2_158_939, 2_135_027, 23_912),
+    "densenet_layer_4_2": (47, 1_201_151, 1_188_127, 13_024),
+    "densenet_layer_4_3": (47, 1_201_151, 1_188_127, 13_024),
+    "densenet_121_base": (47, 7_085_679, 7_002_031, 83_648),
+    "lenet5": (47, 65_151, 65_151, 0),
+    "lenet5_rbf": (47, 65_104, 65_104, 0),
+    "mnist_cnn": (10, 242_442, 241_994, 448),  # no published count: ours
+    "mnist_squeeze_1": (10, 75_408, 75_408, 0),
+    "mnist_squeeze_2": (10, 14_760, 14_760, 0),
+    "mnist_squeeze_3": (10, 9_446, 9_446, 0),
+    "mnist_squeeze_4": (10, 8_842, 8_714, 128),
+    "mnist_squeeze_5": (10, 8_802, 8_694, 108),
+    "mnist_squeeze_6": (10, 5_302, 5_194, 108),
+    "mnist_squeeze_7": (10, 7_754, 7_598, 156),
+    "mnist_squeeze_8": (10, 7_754, 7_598, 156),
+    "mnist_squeeze_9": (10, 7_754, 7_598, 156),
+    "mnist_squeeze_10": (10, 6_158, 6_022, 136),
+    "mnist_gap_v1": (10, 6_633, 6_633, 0),
+    "mnist_gap_v2": (10, 5_733, 5_733, 0),
+    "mnist_gap_v3": (10, 6_053, 5_893, 160),
+    "mnist_gap_v4": (10, 6_053, 5_893, 160),
+    "mnist_gap_v5": (10, 6_053, 5_893, 160),
+    "mnist_onecycle": (10, 9_978, 9_798, 180),
+}
+
+# Biases of convolutions right before a BatchNorm, which takes them out again: their gradient is 0.
+CANCELLED = {
+    "mnist_cnn": {"conv1/bias", "conv3/bias", "conv5/bias"},
+    "mnist_onecycle": {f"conv{i}/bias" for i in (1, 2, 5, 6, 9, 10)},
+}
+
+DENSENETS = [name for name in EXPECTED if name.startswith("densenet")]
+SLOW = [name for name in DENSENETS if name != "densenet_layer_4_3"]
+# Networks that differ from another in the recipe only.
+TWINS = {
+    "mnist_squeeze_8": "mnist_squeeze_7",
+    "mnist_squeeze_9": "mnist_squeeze_7",
+    "mnist_gap_v4": "mnist_gap_v3",
+    "mnist_gap_v5": "mnist_gap_v3",
+}
+
+# Compiling is nearly all of the time.
+FAST = {"xla_backend_optimization_level": 0}
+jit_model = partial(jax.jit, static_argnums=0, compiler_options=FAST)
+
+
+def settings(name: str, **changes):
+    config = base().model
+    config.name = name
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def create(name: str, **changes):
+    return models.create(settings(name, **changes), EXPECTED[name][0])
+
+
+def tiny_densenet(**changes):
+    """Returns a DenseNet of one layer a block, two blocks: every kind of layer, little to compile."""
+    return create("densenet", **changes).clone(blocks=(1, 1), growth=4)
+
+
+def batch(model, size: int = 4, seed: int = 0) -> jax.Array:
+    """Returns normalised images of random pixels."""
+    pixels = np.random.default_rng(seed).random((size, *model.input_shape))
+    return jnp.asarray((pixels - 0.1307) / 0.3081, jnp.float32)
+
+
+def key(seed: int = 0) -> jax.Array:
+    return jax.random.key(seed, impl="rbg")  # compiles faster than the default
+
+
+def flat(tree) -> dict[str, np.ndarray]:
+    return {path: np.asarray(x) for path, x in flax.traverse_util.flatten_dict(tree, sep="/").items()}
+
+
+@jit_model
+def init(model):
+    images = jnp.zeros((1, *model.input_shape))
+    return {"batch_stats": {}, **model.init(key(), images, train=False)}
+
+
+@jit_model
+def train_logits(model, variables, images, dropout_key):
+    rngs = {"dropout": dropout_key}
+    return model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
+
+
+@jit_model
+def train_and_evaluate(model, variables, images, others):
+    """Returns logits, new batch_stats and gradients of training, and evaluation's logits of both batches."""
+
+    def loss(params):
+        logits, updates = model.apply(
+            {**variables, "params": params},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": key(1)},
+        )
+        labels = jnp.arange(len(images))
+        losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
+        return losses.mean(), (logits, updates.get("batch_stats", {}))
+
+    gradients, (logits, batch_stats) = jax.grad(loss, has_aux=True)(variables["params"])
+    # No rng: evaluation that needs one fails here.
+    evaluated = lax.map(
+        lambda x: model.apply(variables, x, train=False, mutable=[])[0], jnp.stack([images, others])
+    )
+    return logits, batch_stats, gradients, evaluated
+
+
+def counts(model) -> tuple[int, int, int]:
+    variables = jax.eval_shape(partial(model.init, train=False), key(), batch(model, 1))
+    assert variables.keys() <= {"params", "batch_stats"}
+    sizes = [sum(x.size for x in jax.tree.leaves(variables.get(k, {}))) for k in ("params", "batch_stats")]
+    return sum(sizes), *sizes
+
+
+def test_every_model_has_an_expectation():
+    assert EXPECTED.keys() == models.MODELS.keys()
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_parameter_counts(name):
+    assert counts(create(name)) == EXPECTED[name][1:]
+
+
+def test_parameter_count_of_the_byclass_pretraining():
+    assert counts(models.create(settings("densenet"), 62))[0] == 2_159_462
+
+
+def test_last_features_and_stems_of_the_densenets():
+    def shapes(name):
+        model = create(name)
+        init = partial(model.init_with_output, train=False, capture_intermediates=True)
+        seen = jax.eval_shape(init, key(), batch(model, 1))[1]["intermediates"]
+        return seen["stem_conv"]["__call__"][0].shape, seen["final_norm"]["__call__"][0].shape
+
+    assert shapes("densenet") == ((1, 16, 16, 64), (1, 1, 1, 452))
+    # "Less zero padding", at the same count.
+    assert shapes("densenet_layer_4_2")[0] == (1, 16, 16, 64)
+    assert shapes("densenet_layer_4_3")[0] == (1, 15, 15, 64)
+
+
+@pytest.mark.parametrize(("name", "twin"), TWINS.items())
+def test_twins(name, twin):
+    def described(name):
+        layers = [repr(x) if hasattr(x, "__dict__") and vars(x) else type(x) for x in create(name).layers]
+        return layers, create(name).clone(layers=())
+
+    assert described(name) == described(twin)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name in EXPECTED
+        if name not in TWINS
+    ],
+)
+def test_forward_and_backward(name):
+    model = create(name, convolution="xla")  # compiles faster
+    variables = init(model)
+    images, others = batch(model), batch(model, seed=1).at[0].set(batch(model)[0])
+    logits, batch_stats, gradients, evaluated = train_and_evaluate(model, variables, images, others)
+
+    assert logits.shape == (4, EXPECTED[name][0]) and logits.dtype == jnp.float32
+    assert np.isfinite(logits).all() and np.isfinite(evaluated).all()
+    assert evaluated.dtype == jnp.float32
+    # Evaluation sees nothing of the rest of the batch.
+    np.testing.assert_allclose(evaluated[0, 0], evaluated[1, 0], rtol=1e-5, atol=1e-5)
+    assert (np.abs(evaluated[0, 1:] - evaluated[1, 1:]).max(-1) > 1e-6).all()
+
+    gradients = flat(gradients)
+    assert gradients.keys() == flat(variables["params"]).keys()
+    for path, gradient in gradients.items():
+        assert np.isfinite(gradient).all(), path
+        size = np.abs(gradient).max()
+        if path in CANCELLED.get(name, ()):
+            assert size < 1e-4 * np.abs(gradients[path.replace("bias", "kernel")]).max(), path
+        else:
+            assert size > 1e-6, path
+
+    before, after = flat(variables["batch_stats"]), flat(batch_stats)
+    assert before.keys() == after.keys()
+    for path, value in after.items():
+        assert np.isfinite(value).all() and (value != before[path]).all(), path
+
+
+def test_batch_norm_momentum_reaches_the_running_statistics():
+    variables = init(create("mnist_squeeze_4"))
+
+    def change(**changes):
+        model = create("mnist_squeeze_4", convolution="xla", **changes)
+        _, updates = train_logits(model, variables, batch(model), key())
+        return flat(updates["batch_stats"])["norm1/mean"]  # from 0
+
+    usual = change()
+    assert np.abs(usual).max() > 1e-3
+    np.testing.assert_allclose(change(batch_norm_momentum=0.6), 4 * usual, rtol=1e-4)
+    assert create("densenet").batch_norm_momentum == 0.99 and create("mnist_cnn").batch_norm_momentum == 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("densnet", {}, "unknown model 'densnet'; did you mean 'densenet'?"),
+        ("lenet5", {"activation": "leaky_rel"}, "activation 'leaky_rel'; did you mean 'leaky_relu'?"),
+        ("lenet5", {"initializer": "kears"}, "initializer 'kears'; did you mean 'keras'?"),
+        ("lenet5", {"dropout.stem": 0.1}, "'lenet5' has no stem_dropout; its places of dropout: head"),
+        ("mnist_cnn", {"dropout.block": 0.1}, "'mnist_cnn' has no block_dropout; its places of dropout"),
+        # A place that only other networks of the same class have.
+        ("mnist_squeeze_1", {"dropout.convolution": 0.1}, "'mnist_squeeze_1' has no convolution_dropout"),
+        ("mnist_squeeze_10", {"dropout.head": 0.1}, "'mnist_squeeze_10' has no head_dropout"),
+        ("mnist_cnn", {"dropout.convolution": 0.1}, "'mnist_cnn' has no convolution_dropout"),
+    ],
+)
+def test_wrong_setting_is_an_error(name, changes, message):
+    with pytest.raises(UserError) as error:
+        models.create(settings(name, **changes), 10)
+    assert message in str(error.value)
+
+
+def dropout_rates(model) -> list[float]:
+    """Returns the rates of the model's dropouts, in the order of their calls."""
+    rates = []
+
+    def record(call, args, kwargs, context):
+        if isinstance(context.module, Dropout):
+            rates.append(context.module.rate)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(partial(model.init, train=False), key(), batch(model, 1))
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("place", "rate", "calls"),
+    [
+        pytest.param("head", 0.5, [8], id="dropout_1"),
+        pytest.param("head", 0.3, [8], id="dropout_1_1"),
+        pytest.param("block", 0.5, [3, 7], id="dropout_2"),
+        pytest.param("transition", 0.5, [4], id="dropout_3"),
+        pytest.param("convolution", 0.2, [1, 2, 5, 6], id="dropout_4"),
+        pytest.param("stem", 0.5, [0], id="dropout_5"),
+        pytest.param("stem", 0.2, [0], id="dropout_5_1"),
+    ],
+)
+def test_dropout_of_the_study_reaches_the_densenet(place, rate, calls):
+    model = tiny_densenet(**{"dropout.head": 0.0, f"dropout.{place}": rate})
+    assert dropout_rates(model) == [rate if i in calls else 0.0 for i in range(9)]
+    variables = init(tiny_densenet())
+    one, two, again = (train_logits(model, variables, batch(model), key(i))[0] for i in (1, 2, 1))
+    assert (np.abs(one - two).max(-1) > 1e-3).all()
+    np.testing.assert_array_equal(one, again)
+
+
+def test_dropout_rates_of_the_sources():
+    assert dropout_rates(tiny_densenet()) == [0.0] * 8 + [0.3]
+    assert dropout_rates(create("lenet5")) == dropout_rates(create("lenet5_rbf")) == [0.5]
+    assert dropout_rates(create("mnist_cnn")) == [0.4]
+    for number, count in ((4, 0), (5, 6), (6, 6), (7, 5), (10, 5)):
+        assert [rate for rate in dropout_rates(create(f"mnist_squeeze_{number}")) if rate] == [0.01] * count
+    assert dropout_rates(create("mnist_onecycle")) == [0.05] * 6
+    assert not any(dropout_rates(create("mnist_gap_v5")))
+
+
+def test_without_dropout_training_needs_no_rng():
+    model = tiny_densenet(**{"dropout.head": 0.0})
+    jax.eval_shape(partial(model.apply, train=True, mutable=["batch_stats"]), init(model), batch(model))
+
+
+def test_activations():
+    x = np.linspace(-3, 3, 13, dtype=np.float32)
+    expected = {
+        "elu": np.where(x > 0, x, np.expm1(x)),
+        "leaky_relu": np.where(x > 0, x, 0.3 * x),
+        "relu": np.maximum(x, 0),
+        "swish": x / (1 + np.exp(-x)),
+        "tanh": np.tanh(x),
+    }
+    assert ACTIVATIONS.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(ACTIVATIONS[name](x), values, atol=1e-6, err_msg=name)
+
+
+def test_activation_reaches_the_densenet():
+    variables = init(tiny_densenet())
+    logits = {}
+    for name in (None, "elu", "leaky_relu", "relu", "swish"):
+        model = tiny_densenet(**{"dropout.head": 0.0, "activation": name})
+        logits[name] = train_logits(model, variables, batch(model), key())[0]
+    np.testing.assert_array_equal(logits[None], logits["elu"])
+    del logits[None]
+    for one in logits:
+        assert all(np.abs(logits[one] - logits[two]).max() > 1e-2 for two in logits if two != one)
+    own = {name: create(name).activation for name in ("lenet5", "lenet5_rbf", "mnist_cnn")}
+    assert own == {"lenet5": "relu", "lenet5_rbf": "tanh", "mnist_cnn": "relu"}
+
+
+def assert_uniform(values, bound: float, message: str):
+    """Asserts that `values` fill -bound to bound evenly."""
+    n = values.size
+    assert np.abs(values).max() <= bound * (1 + 1e-6), message
+    assert np.abs(values).max() > bound * (1 - 20 / n), message
+    np.testing.assert_allclose(values.std(), bound / np.sqrt(3), rtol=3 / np.sqrt(n), err_msg=message)
+    assert abs(values.mean()) < 4 * bound / np.sqrt(3 * n), message
+
+
+@pytest.mark.parametrize("initializer", ["keras", "pytorch"])
+@pytest.mark.parametrize("name", ["lenet5", "mnist_cnn"])
+def test_initial_weights(name, initializer):
+    params = flat(init(create(name, initializer=initializer))["params"])
+    biases = []
+    for path, kernel in params.items():
+        if not path.endswith("/kernel"):
+            continue
+        area = np.prod(kernel.shape[:-2])
+        fan_in, fan_out = area * kernel.shape[-2], area * kernel.shape[-1]
+        keras = initializer == "keras"
+        assert_uniform(kernel, np.sqrt(6 / (fan_in + fan_out) if keras else 1 / fan_in), path)
+        biases.append(params[path.replace("kernel", "bias")] * np.sqrt(fan_in))
+    if initializer == "keras":
+        assert not np.concatenate(biases).any()
+    else:
+        assert_uniform(np.concatenate(biases), 1, "biases")
+    if name == "mnist_cnn":
+        np.testing.assert_array_equal(params["norm1/scale"], 1)
+        np.testing.assert_array_equal(params["norm1/bias"], 0)
+
+
+def test_initial_weights_follow_the_source():
+    keras = {name for name in EXPECTED if create(name).initializer == "keras"}
+    assert keras == {*DENSENETS, "lenet5", "lenet5_rbf"}
+    centres = flat(init(create("lenet5_rbf"))["params"])["head/centres"]
+    assert_uniform(centres, np.sqrt(6 / (47 + 84)), "centres")
+
+
+@pytest.mark.parametrize("features", [5, 24])  # few features go another way than many
+@pytest.mark.parametrize(
+    ("image", "kernel", "strides", "padding"),
+    [
+        ((8, 8), (3, 3), (1, 1), "SAME"),
+        ((9, 7), (3, 3), (1, 1), "VALID"),
+        ((7, 10), (5, 5), (1, 1), ((2, 2), (2, 2))),
+        ((9, 8), (3, 3), (2, 2), "SAME"),
+        ((8, 9), (3, 3), (2, 1), ((1, 0), (0, 2))),
+        ((11, 10), (7, 7), (2, 2), ((3, 3), (3, 3))),
+        ((6, 7), (1, 1), (1, 1), "VALID"),
+        ((6, 7), (1, 1), (2, 3), "SAME"),
+        ((7, 6), (2, 3), (1, 1), "SAME"),
+        ((5, 5), (5, 5), (1, 1), "VALID"),
+        ((6, 6), (6, 6), (1, 1), "VALID"),
+        ((3, 4), (3, 3), (1, 1), ((0, 1), (1, 0))),
+    ],
+)
+def test_matmul_convolution_equals_xla_s(image, kernel, strides, padding, features):
+    rng = np.random.default_rng(0)
+    inputs = jnp.asarray(rng.normal(size=(2, *image, 3)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(*kernel, 3, features)), jnp.float32)
+    layout = ("NHWC", "HWIO", "NHWC")
+
+    def run(convolution):
+        def total(inputs, weights):
+            outputs = convolution(inputs, weights, strides, padding, dimension_numbers=layout)
+            return jnp.square(outputs).sum(), outputs
+
+        function = jax.jit(jax.grad(total, (0, 1), has_aux=True), compiler_options=FAST)
+        gradients, outputs = function(inputs, weights)
+        return outputs, *gradients
+
+    for ours, theirs in zip(run(matmul_convolution), run(lax.conv_general_dilated), strict=True):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5 * np.abs(theirs).max())
+
+
+def test_convolution_setting():
+    xla, matmul, auto = (create("mnist_gap_v2", convolution=c) for c in ("xla", "matmul", "auto"))
+    assert auto == (matmul if jax.default_backend() == "cpu" else xla)
+    variables = init(xla)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, init(matmul))
+    logits = [train_logits(model, variables, batch(xla), key())[0] for model in (xla, matmul)]
+    np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["densenet", "lenet5_rbf", "mnist_squeeze_10"])
+def test_bfloat16_computes_in_it_but_keeps_parameters_and_logits(name):
+    model = create(name, dtype="bfloat16")
+    variables = jax.eval_shape(partial(model.init, train=False), key(), batch(model, 1))
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    apply = partial(model.apply, train=False, capture_intermediates=True, mutable=["intermediates"])
+    logits, state = jax.eval_shape(apply, variables, batch(model, 1))
+    assert logits.dtype == jnp.float32
+    for path, (output,) in flax.traverse_util.flatten_dict(state["intermediates"]).items():
+        if path[0] not in ("head", "__call__"):
+            assert output.dtype == jnp.bfloat16, path
+
+
+def test_rbf_head():
+    rng = np.random.default_rng(0)
+    x, centres = rng.normal(size=(5, 84)), rng.normal(size=(47, 84))
+    logits = jax.jit(RBF(47).apply)({"params": {"centres": jnp.asarray(centres, jnp.float32)}}, x)
+    expected = -np.square(np.linalg.norm(x[:, None] - centres[None], axis=-1))
+    np.testing.assert_allclose(logits, expected, rtol=1e-5)
+
+
+def drop(x, rate: float, devices: int = 1, train: bool = True):
+    """Returns dropout's output with the batch split over `devices`."""
+    layer = Dropout(rate, "data" if devices > 1 else None)
+
+    def apply(x):
+        return layer.apply({}, x, train, rngs={"dropout": jax.random.key(0)})
+
+    if devices > 1:
+        mesh = jax.make_mesh(
+            (devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
+        )
+        apply = jax.shard_map(apply, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    return np.asarray(jax.jit(apply)(x))
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_dropout_is_the_same_on_any_number_of_devices(devices):
+    if jax.device_count() < devices:
+        pytest.skip(f"needs {devices} devices")
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3, 5, 7)), jnp.float32)
+    one = drop(x, 0.5)
+    np.testing.assert_array_equal(drop(x, 0.5, devices), one)
+    masks = (one != 0).reshape(8, -1)
+    assert len(np.unique(masks, axis=0)) == 8, "examples share a mask"
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.3, 0.5])
+def test_dropout_drops_its_rate_and_keeps_the_mean(rate):
+    x = np.full((8, 50_001), 2, np.float32)
+    out = drop(x, rate)
+    np.testing.assert_allclose(np.unique(out), [0, 2 / (1 - rate)], rtol=1e-6)
+    dropped = (out == 0).astype(float)
+    sigma = np.sqrt(rate * (1 - rate) / dropped.size)
+    assert abs(dropped.mean() - rate) < 5 * sigma
+    np.testing.assert_allclose(out.mean(), 2, rtol=5 * sigma / (1 - rate))
+    for first, second in ((dropped[:, :-1], dropped[:, 1:]), (dropped[:-1], dropped[1:])):
+        assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 5 / np.sqrt(first.size)
+    np.testing.assert_array_equal(drop(x, rate, train=False), x)
