@@ -71,9 +71,7 @@ class Checkpoints:
                 reason = str(error).strip().splitlines()[0]
                 log.warning("checkpoint %d in %s is damaged: %s", candidate, self._manager.directory, reason)
         if steps:
-            raise UserError(
-                f"no checkpoint in {self._manager.directory} can be read; delete the workdir to start over"
-            )
+            raise UserError(f"no checkpoint in {self._manager.directory} can be read; delete the workdir to start over")
         return None
 
     def close(self) -> None:

@@ -59,9 +59,7 @@ def _check_keys(argv: list[str]) -> None:
             node = base()
             for part in key.split("."):
                 if not hasattr(node, "keys") or part not in node:
-                    raise unknown(
-                        f"config key in --config.{key}:", part, node.keys() if hasattr(node, "keys") else ()
-                    )
+                    raise unknown(f"config key in --config.{key}:", part, node.keys() if hasattr(node, "keys") else ())
                 node = node[part]
 
 

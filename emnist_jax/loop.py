@@ -34,13 +34,12 @@ def train_and_evaluate(config, workdir: Path) -> dict:
       UserError: Bad config, data or workdir.
     """
     validate(config)
-    _claim(workdir, config)
+    _check_workdir(workdir, config)
     result_path = workdir / "result.json"
     if result_path.exists():
         result = json.loads(result_path.read_text())
         report.print_result(result, workdir)
         return result
-    report.start_log(workdir / "log.txt")
 
     mesh = training.make_mesh()
     if config.training.batch_size % mesh.devices.size:
@@ -59,9 +58,7 @@ def train_and_evaluate(config, workdir: Path) -> dict:
         )
     total_steps = config.training.steps or math.ceil(config.training.epochs * steps_per_epoch)
     if not validated and (
-        config.training.select == "best"
-        or config.schedule.name == "plateau"
-        or config.training.early_stopping_epochs
+        config.training.select == "best" or config.schedule.name == "plateau" or config.training.early_stopping_epochs
     ):
         raise UserError(
             "without validation images there is no best epoch, plateau or early stopping: set "
@@ -84,11 +81,11 @@ def train_and_evaluate(config, workdir: Path) -> dict:
         report.environment()["device"],
     )
 
+    # From here on the workdir belongs to this config: what could be wrong with it has been found.
+    report.write_json(workdir / "config.json", _as_json(config))
     saved = checkpoints.Checkpoints(workdir)
     replicated = NamedSharding(mesh, P())
-    abstract_state = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), state
-    )
+    abstract_state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), state)
     progress = {"epochs": [], "early_stopping": None, "train_seconds": 0.0, "compile_seconds": 0.0}
     if restored := saved.restore(abstract_state):
         state, progress = restored
@@ -111,9 +108,7 @@ def train_and_evaluate(config, workdir: Path) -> dict:
         .lower(state, images, labels, order, step_key, 1)
         .compile()
     )
-    evaluator = evaluation.Evaluator(
-        model, config, mesh, abstract_state.variables, dataset.train.images.shape[1:]
-    )
+    evaluator = evaluation.Evaluator(model, config, mesh, abstract_state.variables, dataset.train.images.shape[1:])
     progress["compile_seconds"] += time.perf_counter() - started
     validation_batches = evaluator.put(dataset.validation.images)
 
@@ -173,9 +168,7 @@ def train_and_evaluate(config, workdir: Path) -> dict:
             saved.save(state, progress)
             _tell(record, tensorboard, bar)
     if early_stopping.should_stop:
-        log.info(
-            "early stopping: no lower validation loss for %d epochs", config.training.early_stopping_epochs
-        )
+        log.info("early stopping: no lower validation loss for %d epochs", config.training.early_stopping_epochs)
 
     chosen = progress["epochs"][-1]
     if config.training.select == "best":
@@ -221,21 +214,26 @@ def train_and_evaluate(config, workdir: Path) -> dict:
     return result
 
 
-def _claim(workdir: Path, config) -> None:
-    """Makes the workdir and its config.json, or checks that it is this config's."""
-    path = workdir / "config.json"
-    wanted = json.loads(json.dumps(config.to_dict()))
+def _check_workdir(workdir: Path, config) -> None:
+    """Makes the workdir, or checks that it is this config's, and starts the log in it."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            report.write_json(path, wanted)
-        found = json.loads(path.read_text())
+        report.start_log(workdir / "log.txt")
     except OSError as error:
         raise UserError(f"cannot write the workdir {workdir}: {error.strerror}") from error
-    found, wanted = report.flatten(found), report.flatten(wanted)
-    if differing := sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k)):
-        pairs = ", ".join(f"{k} was {found.get(k)}, is {wanted.get(k)}" for k in differing)
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    found, wanted = (report.flatten(c) for c in (json.loads(path.read_text()), _as_json(config)))
+    differing = {key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key)}
+    # Where the files lie makes no other experiment.
+    if differing := sorted(differing - {"dataset.data_dir"}):
+        pairs = ", ".join(f"{key} was {found.get(key)}, is {wanted.get(key)}" for key in differing)
         raise UserError(f"{workdir} belongs to another config ({pairs}); pass another --workdir")
+
+
+def _as_json(config) -> dict:
+    return json.loads(json.dumps(config.to_dict()))
 
 
 def _tell(record: dict, tensorboard: report.TensorBoard, bar) -> None:

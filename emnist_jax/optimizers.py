@@ -33,12 +33,8 @@ OPTIMIZERS = {
     "adam": lambda c, rate: _with_l2(c, optax.adam(rate, **_adam_settings(c))),
     "adamax": lambda c, rate: _with_l2(c, optax.adamax(rate, **_adam_settings(c))),
     "nadam": lambda c, rate: _with_l2(c, optax.nadam(rate, **_adam_settings(c))),
-    "rmsprop": lambda c, rate: _with_l2(
-        c, optax.rmsprop(rate, decay=0.9, eps=c.epsilon, momentum=c.momentum)
-    ),
-    "adamw": lambda c, rate: optax.adamw(
-        rate, **_adam_settings(c), weight_decay=c.weight_decay, mask=_decayed
-    ),
+    "rmsprop": lambda c, rate: _with_l2(c, optax.rmsprop(rate, decay=0.9, eps=c.epsilon, momentum=c.momentum)),
+    "adamw": lambda c, rate: optax.adamw(rate, **_adam_settings(c), weight_decay=c.weight_decay, mask=_decayed),
     "muon": lambda c, rate: optax.contrib.muon(
         rate, beta=c.momentum, weight_decay=c.weight_decay, weight_decay_mask=_decayed
     ),

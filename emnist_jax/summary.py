@@ -72,9 +72,7 @@ def summarize(model: Network) -> Summary:
         return total
 
     layers = (Layer("/".join(path), kind, shape, size(path)) for path, kind, shape in calls)
-    jaxpr = jax.make_jaxpr(lambda variables, image: model.apply(variables, image, train=False))(
-        variables, image
-    )
+    jaxpr = jax.make_jaxpr(lambda variables, image: model.apply(variables, image, train=False))(variables, image)
     counted = [0]
     inputs = [None] * (len(jaxpr.jaxpr.invars) - 1) + [(1, 1)]
     ((receptive_field, _),) = _walk(jaxpr.jaxpr, inputs, counted)

@@ -38,9 +38,7 @@ class Metrics(clu_metrics.Collection):
         """Args: logits `[B, C]`, labels int32 `[B]`, losses `[B]`."""
         _, top5 = lax.top_k(logits, min(5, logits.shape[-1]))
         top5_correct = (top5 == labels[:, None]).any(-1)
-        return cls.single_from_model_output(
-            logits=logits, labels=labels, losses=losses, top5_correct=top5_correct
-        )
+        return cls.single_from_model_output(logits=logits, labels=labels, losses=losses, top5_correct=top5_correct)
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -163,9 +161,7 @@ def loss_and_gradients(model: Network, config, state: TrainState, images, labels
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
         )
-        targets = optax.smooth_labels(
-            jax.nn.one_hot(labels, logits.shape[-1]), config.training.label_smoothing
-        )
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), config.training.label_smoothing)
         losses = optax.softmax_cross_entropy(logits, targets)
         # The mean over devices belongs inside: shard_map sums the gradients of replicated parameters
         # by itself, so that a mean of gradients would come out too large by the number of devices.
@@ -176,9 +172,7 @@ def loss_and_gradients(model: Network, config, state: TrainState, images, labels
         # What Keras' MirroredStrategy reads: the mean of the devices' running statistics.
         batch_stats = lax.pmean(batch_stats, AXIS)
     metrics = Metrics.from_logits(logits, labels, losses)
-    metrics = metrics.replace(
-        **{name: lax.psum(getattr(metrics, name), AXIS) for name in ("loss", "top1", "top5")}
-    )
+    metrics = metrics.replace(**{name: lax.psum(getattr(metrics, name), AXIS) for name in ("loss", "top1", "top5")})
     return gradients, batch_stats, metrics
 
 

@@ -101,9 +101,7 @@ def test_affine_warp_equals_scipy(shape):
         # In x to the right and y up: enlarge, lean and turn, counter-clockwise where positive.
         enlarge = np.eye(2) * zoom[i]
         lean = np.array([[1, -np.tan(shear[i])], [0, 1]])
-        turn = np.array(
-            [[np.cos(rotation[i]), -np.sin(rotation[i])], [np.sin(rotation[i]), np.cos(rotation[i])]]
-        )
+        turn = np.array([[np.cos(rotation[i]), -np.sin(rotation[i])], [np.sin(rotation[i]), np.cos(rotation[i])]])
         to_xy = np.array([[0, 1], [-1, 0]])  # from (down, right)
         inverse = np.linalg.inv(np.linalg.inv(to_xy) @ turn @ lean @ enlarge @ to_xy)
         centre = (np.array(shape) - 1) / 2
@@ -200,9 +198,7 @@ def test_elastic_displacement(pixels, sigma, margin):
     for axis in (2, 3):
         first, second = (np.take(displacement, range(s, s + 20), axis) for s in (0, 2))
         correlation = (first * second).mean() / pixels**2
-        np.testing.assert_allclose(
-            correlation, np.exp(-(2**2) / (4 * sigma**2)), atol=0.08, err_msg=str(axis)
-        )
+        np.testing.assert_allclose(correlation, np.exp(-(2**2) / (4 * sigma**2)), atol=0.08, err_msg=str(axis))
     assert np.abs((displacement[:, 0] * displacement[:, 1]).mean()) < 0.1 * pixels**2, "axes move together"
 
 

@@ -100,9 +100,7 @@ def test_a_finished_run_prints_its_result_again(finished, capsys):
 def test_the_best_epoch_by_validation_is_tested(finished):
     workdir, result = finished
     saved = checkpoints.Checkpoints(workdir)
-    epochs = saved._manager.restore(30, args=ocp.args.Composite(progress=ocp.args.JsonRestore())).progress[
-        "epochs"
-    ]
+    epochs = saved._manager.restore(30, args=ocp.args.Composite(progress=ocp.args.JsonRestore())).progress["epochs"]
     saved.close()
     assert result["validation"]["top1"] == max(epoch["validation"]["top1"] for epoch in epochs)
     assert result["step"] in [epoch["step"] for epoch in epochs]

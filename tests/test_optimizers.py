@@ -90,9 +90,7 @@ def layers() -> dict:
     """Returns a convolution's and a dense layer's parameters; nothing in them is 0."""
     rng = np.random.default_rng(0)
     shapes = {"conv": (3, 3, 4, 8), "dense": (16, 6), "bias": (8,), "scale": (6,)}
-    return {
-        k: jnp.asarray(rng.uniform(0.5, 1, s) * rng.choice([-1, 1], s), "float32") for k, s in shapes.items()
-    }
+    return {k: jnp.asarray(rng.uniform(0.5, 1, s) * rng.choice([-1, 1], s), "float32") for k, s in shapes.items()}
 
 
 @pytest.mark.parametrize(("name", "weight_decay", "epsilon"), STORED)
@@ -202,9 +200,7 @@ def test_onecycle_equals_pytorch():
     stored = [0.0006, 0.004311234, 0.011619031, 0.014998112, 0.014182552, 0.012043437, 0.009004445]
     stored += [0.005667484, 0.002693482, 0.000671476, 6e-08]
     config = config_of(schedule="onecycle", rate=0.015)
-    np.testing.assert_allclose(
-        rates(config, 200, 10)[[*range(0, 200, 20), 199]], stored, rtol=1e-5, atol=2e-9
-    )
+    np.testing.assert_allclose(rates(config, 200, 10)[[*range(0, 200, 20), 199]], stored, rtol=1e-5, atol=2e-9)
 
 
 def test_onecycle_settings():

@@ -45,9 +45,7 @@ def make_config(**changes):
 
 
 def mesh_of(devices: int) -> Mesh:
-    return jax.make_mesh(
-        (devices,), (training.AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
-    )
+    return jax.make_mesh((devices,), (training.AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
 
 
 def images_and_labels(examples=64):
@@ -104,17 +102,13 @@ def test_gradients_without_batch_norm_synchronisation_are_the_mean_of_the_shards
     gradients, batch_stats, _ = jax.device_get(gradients_of(config, 4))
     model = make_model(config, None)
     images, labels = images_and_labels(16)
-    variables = jax.jit(lambda key: model.init(key, jnp.zeros((1, 28, 28, 1)), train=False))(
-        jax.random.key(0)
-    )
+    variables = jax.jit(lambda key: model.init(key, jnp.zeros((1, 28, 28, 1)), train=False))(jax.random.key(0))
 
     @jax.jit
     def shard_gradients(images, labels):
         def loss_of(params):
             x = training.prepare(images, config, model.input_shape)
-            logits, updates = model.apply(
-                {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
-            )
+            logits, updates = model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
             return loss, updates["batch_stats"]
 

@@ -68,9 +68,7 @@ def read_split(
     images = read(images_file, _IMAGE_SHAPE)
     labels = read(labels_file, ()).astype(np.int32) - first_label
     if len(images) != len(labels):
-        raise errors.UserError(
-            f"{images_file} holds {len(images):,} images, but {labels_file} {len(labels):,} labels"
-        )
+        raise errors.UserError(f"{images_file} holds {len(images):,} images, but {labels_file} {len(labels):,} labels")
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         raise errors.UserError(
             f"{labels_file} holds labels from {labels.min() + first_label} to "
@@ -125,7 +123,5 @@ def _parse(content: BinaryIO, file: File, item_shape: tuple[int, ...]) -> np.nda
         values += chunk
     if len(values) != expected:
         found = f"{len(values):,}" if len(values) < expected else "more"
-        raise errors.UserError(
-            f"{file} should hold {expected:,} bytes after its header {shape}, but holds {found}"
-        )
+        raise errors.UserError(f"{file} should hold {expected:,} bytes after its header {shape}, but holds {found}")
     return np.frombuffer(values, np.uint8).reshape(shape)

@@ -121,9 +121,7 @@ def read(name: str, data_dir: str | None) -> tuple[Arrays, Arrays]:
         folder = pathlib.Path(data_dir).expanduser()
         splits = _read_files(official, lambda stem: _find(folder, stem))
     elif name == "emnist_pool":
-        raise errors.UserError(
-            "emnist_pool cannot be downloaded; pass --config.dataset.data_dir=FOLDER_OF_ITS_FILES"
-        )
+        raise errors.UserError("emnist_pool cannot be downloaded; pass --config.dataset.data_dir=FOLDER_OF_ITS_FILES")
     else:
         splits = _read_tfds(name, official)
     if official.transposed:
@@ -218,8 +216,7 @@ def _read_prepared(builder, split: str) -> Arrays:
             labels[row] = feature["label"].int64_list.value[0]
     except (OSError, ValueError, IndexError, struct.error, message.DecodeError) as error:
         raise errors.UserError(
-            f"cannot read the {split} split that TFDS prepared in {builder.data_path} "
-            f"({error}); delete that folder"
+            f"cannot read the {split} split that TFDS prepared in {builder.data_path} ({error}); delete that folder"
         ) from error
     num_classes = builder.info.features["label"].num_classes
     if not 0 <= labels.min() <= labels.max() < num_classes:

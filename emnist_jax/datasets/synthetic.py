@@ -86,9 +86,7 @@ def render(
     fit_labels = np.repeat(classes, train_per_class - validation_per_class)
     validation_labels = np.repeat(classes, validation_per_class)
     # Mixed separately, so that the last rows hold as many images of each class.
-    train_labels = np.concatenate(
-        [train_rng.permutation(fit_labels), train_rng.permutation(validation_labels)]
-    )
+    train_labels = np.concatenate([train_rng.permutation(fit_labels), train_rng.permutation(validation_labels)])
     test_labels = test_rng.permutation(np.repeat(classes, test_per_class))
     train_images = _distorted(glyphs, glyphs_of_class[train_labels], train_rng)
     test_images = _distorted(glyphs, glyphs_of_class[test_labels], test_rng)
@@ -140,9 +138,7 @@ def _glyph(character: str, font: ImageFont.FreeTypeFont, stroke_pixels: int) -> 
 
 def _distorted(glyphs: np.ndarray, ranges: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Draws one image from each row of `ranges` (`[N, 2, 2]`): uint8 `[N, 28, 28]`."""
-    chunks = [
-        _distort(glyphs, ranges[start : start + _CHUNK], rng) for start in range(0, len(ranges), _CHUNK)
-    ]
+    chunks = [_distort(glyphs, ranges[start : start + _CHUNK], rng) for start in range(0, len(ranges), _CHUNK)]
     return np.concatenate(chunks)
 
 
@@ -166,9 +162,7 @@ def _distort(glyphs: np.ndarray, ranges: np.ndarray, rng: np.random.Generator) -
     centre = (_SIZE - 1) / 2
     y = pixels[:, None] - centre - shift[0] + field[0]
     x = pixels - centre - shift[1] + field[1]
-    sin, cos, shear, zoom_y, zoom_x = (
-        v[:, None, None] for v in (np.sin(angle), np.cos(angle), shear, zoom_y, zoom_x)
-    )
+    sin, cos, shear, zoom_y, zoom_x = (v[:, None, None] for v in (np.sin(angle), np.cos(angle), shear, zoom_y, zoom_x))
     y, x = (cos * y - sin * x) / zoom_y, (sin * y + cos * x) / zoom_x
     x = x + shear * y
     scale = _GLYPH_SIZE / _SIZE

@@ -69,7 +69,5 @@ def create(config, num_classes: int, axis_name: str | None = None) -> Network:
     fields = {field.name for field in dataclasses.fields(model)}
     if missing := sorted(overrides.keys() - fields):
         places = sorted(field for field in fields if field.endswith("_dropout"))
-        raise UserError(
-            f"model {config.name!r} has no {missing[0]}; its places of dropout: {', '.join(places)}"
-        )
+        raise UserError(f"model {config.name!r} has no {missing[0]}; its places of dropout: {', '.join(places)}")
     return model.clone(**overrides)

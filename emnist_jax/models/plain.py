@@ -170,10 +170,6 @@ ONECYCLE = (
 )
 
 CNN = (
-    *(
-        layer
-        for width in (32, 64, 128)
-        for layer in (Conv(width, 3, 1, bias=True, batch_norm=True), MaxPool())
-    ),
+    *(layer for width in (32, 64, 128) for layer in (Conv(width, 3, 1, bias=True, batch_norm=True), MaxPool())),
     Dense(128),
 )

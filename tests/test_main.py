@@ -1,0 +1,99 @@
+"""The programs as a user starts them: every experiment file, and what bad input prints."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emnist_jax import config as config_lib
+from emnist_jax.report import flatten
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
+# The networks compile within seconds, but for DenseNet, which quickstart.py covers.
+ONE_STEP = [name for name in CONFIGS if name != "densenet.py"] + [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in (
+        "densenet.py",
+        *(f"densenet.py:layer_{layer}" for layer in ("1", "2", "3", "4", "4_2", "4_3")),
+        *("densenet.py:121_base", "densenet.py:dropout_4", "densenet.py:aug_5", "densenet.py:pretrain"),
+        *(f"mnist_squeeze.py:{i}" for i in range(1, 10)),
+        *(f"mnist_gap.py:v{i}" for i in range(1, 5)),
+    )
+]
+
+
+def run(program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", f"emnist_jax.{program}", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": "", **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.mark.parametrize("name", ONE_STEP)
+def test_every_config_trains(name, tmp_path):
+    kind = "mnist" if name.startswith("mnist") else "balanced"
+    done = run(
+        "main",
+        f"--config=configs/{name}",
+        f"--workdir={tmp_path}",
+        f"--config.dataset.name=synthetic/{kind}",
+        "--config.dataset.train_per_class=5",
+        "--config.dataset.test_per_class=1",
+        "--config.training.batch_size=8",
+        "--config.training.steps=1",
+        "--config.evaluation.batch_size=16",
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["step"] == 1
+    assert result["test"]["examples"] == (10 if kind == "mnist" else 47)
+    assert f"{result['parameters']:,}" in done.stdout
+    assert f"tensorboard --logdir {tmp_path}" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "pass --config=FILE"),
+        (("--config=configs/nothing.py",), "no config file 'configs/nothing.py'"),
+        (("--config=configs/densenet.py:layer_9",), "unknown variant 'layer_9'; did you mean 'layer_4'?"),
+        (("--config=configs/quickstart.py", "--config.training.epocs=3"), "did you mean 'epochs'?"),
+        (("--config=configs/quickstart.py", "--config.training.epochs=x"), "could not convert"),
+        (("--config=configs/quickstart.py", "--config.model.name=densnet"), "did you mean 'densenet'?"),
+        (("--config=configs/quickstart.py", "--confg=x"), "Did you mean: config"),
+        (("--config=configs/lenet5.py", "--config.dataset.data_dir=/nowhere"), "/nowhere has no emnist-"),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_code_2(arguments, message, tmp_path):
+    done = run("main", *arguments, f"--workdir={tmp_path}")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_summary():
+    done = run("summary", "--config=configs/densenet.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("Total params: 2,152,667\nTrainable params: 2,128,755\nNon-trainable params: 23,912\n")
+    assert re.search(r"block1_layer1_conv2\W+Conv\W+8 x 8 x 32\W+36,864", done.stdout)
+    assert re.search(r"head\W+Dense\W+47\W+21,291", done.stdout)
+
+
+def test_every_key_of_the_base_config_is_read():
+    source = "".join(path.read_text() for path in (ROOT / "emnist_jax").rglob("*.py") if path.name != "config.py")
+    keys = {key.rpartition(".")[2] for key in flatten(config_lib.base().to_dict())}
+    places = set(config_lib.base().model.dropout)
+    assert {key for key in keys if not re.search(rf"\b(config|c)\.(\w+\.)*{key}\b", source)} <= places
+    assert all(f"{place}_dropout" in source for place in places)
