@@ -67,7 +67,7 @@ def base() -> ConfigDict:
         {
             "name": "nesterov",  # key of optimizers.OPTIMIZERS
             "learning_rate": 0.001,  # the highest of the schedule
-            "momentum": 0.9,  # momentum, nesterov, rmsprop and muon
+            "momentum": 0.9,  # momentum, nesterov and muon
             "beta1": 0.9,  # adam family
             "beta2": 0.999,  # adam family
             "epsilon": 1e-8,  # adam family and rmsprop (Keras' default is 1e-7)
@@ -137,6 +137,9 @@ def validate(config: ConfigDict) -> None:
         "augmentation.elastic_smoothness_pixels": (1e-6, None),
         "augmentation.max_brightness_fraction": (0, None),
         "schedule.step_epochs": (1e-6, None),
+        "schedule.factor": (1e-6, 0.999),
+        "schedule.patience_epochs": (1, None),
+        "schedule.min_delta": (1e-12, None),
         "schedule.warmup_fraction": (0, 1),
         **{f"model.dropout.{place}": (0, 0.99) for place in config.model.dropout},
     }

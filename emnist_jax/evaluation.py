@@ -58,4 +58,8 @@ def _metrics(logits, labels):
 
 def measure(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Returns mean `loss`, `top1` and `top5` (fractions), and the number of `examples` they are of."""
-    return {k: float(v) for k, v in _metrics(logits, labels).items()} | {"examples": len(labels)}
+    examples = len(labels)
+    values = {name: float(value) for name, value in _metrics(logits, labels).items()}
+    # The accuracies are counts: this takes float32's rounding off them.
+    accuracies = {name: round(values[name] * examples) / examples for name in ("top1", "top5")}
+    return {**values, **accuracies, "examples": examples}

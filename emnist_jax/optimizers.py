@@ -21,6 +21,12 @@ def _with_l2(config, optimizer: optax.GradientTransformation) -> optax.GradientT
     return optax.chain(optax.add_decayed_weights(config.weight_decay, _decayed), optimizer)
 
 
+def _muon_matrices(params):
+    # Every kernel as a matrix of inputs x outputs; by itself optax gives all but 2-d ones to Adam.
+    numbers = optax.contrib.MuonDimensionNumbers
+    return jax.tree.map(lambda x: numbers(tuple(range(x.ndim - 1)), -1) if x.ndim > 1 else None, params)
+
+
 def _adam_settings(config) -> dict:
     return {"b1": config.beta1, "b2": config.beta2, "eps": config.epsilon}
 
@@ -33,10 +39,14 @@ OPTIMIZERS = {
     "adam": lambda c, rate: _with_l2(c, optax.adam(rate, **_adam_settings(c))),
     "adamax": lambda c, rate: _with_l2(c, optax.adamax(rate, **_adam_settings(c))),
     "nadam": lambda c, rate: _with_l2(c, optax.nadam(rate, **_adam_settings(c))),
-    "rmsprop": lambda c, rate: _with_l2(c, optax.rmsprop(rate, decay=0.9, eps=c.epsilon, momentum=c.momentum)),
+    "rmsprop": lambda c, rate: _with_l2(c, optax.rmsprop(rate, eps=c.epsilon)),
     "adamw": lambda c, rate: optax.adamw(rate, **_adam_settings(c), weight_decay=c.weight_decay, mask=_decayed),
     "muon": lambda c, rate: optax.contrib.muon(
-        rate, beta=c.momentum, weight_decay=c.weight_decay, weight_decay_mask=_decayed
+        rate,
+        beta=c.momentum,
+        weight_decay=c.weight_decay,
+        weight_decay_mask=_decayed,
+        muon_weight_dimension_numbers=_muon_matrices,
     ),
 }
 
@@ -48,7 +58,7 @@ def _onecycle(config, rate, steps, steps_per_epoch):
 
 
 def _step(config, rate, steps, steps_per_epoch):
-    transition_steps = round(config.step_epochs * steps_per_epoch)
+    transition_steps = max(round(config.step_epochs * steps_per_epoch), 1)
     return optax.exponential_decay(rate, transition_steps, config.factor, staircase=True)
 
 

@@ -1,6 +1,5 @@
 """The networks: `MODELS` names each, `create` builds one from a config."""
 
-import dataclasses
 from functools import partial
 
 import jax
@@ -66,8 +65,8 @@ def create(config, num_classes: int, axis_name: str | None = None) -> Network:
     for field, known in (("activation", ACTIVATIONS), ("initializer", ("keras", "pytorch"))):
         if field in overrides and overrides[field] not in known:
             raise unknown(f"config.model.{field}", overrides[field], known)
-    fields = {field.name for field in dataclasses.fields(model)}
-    if missing := sorted(overrides.keys() - fields):
-        places = sorted(field for field in fields if field.endswith("_dropout"))
-        raise UserError(f"model {config.name!r} has no {missing[0]}; its places of dropout: {', '.join(places)}")
+    for place, rate in config.dropout.items():
+        if rate is not None and place not in model.dropout_places:
+            places = ", ".join(model.dropout_places) or "none"
+            raise UserError(f"model {config.name!r} has no {place}_dropout; its places of dropout: {places}")
     return model.clone(**overrides)

@@ -4,6 +4,7 @@
 source's framework: Keras (Glorot uniform, zero biases) or PyTorch (uniform in +-1/sqrt(fan in), biases too).
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
@@ -142,6 +143,12 @@ class Network(nn.Module):
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
     convolution: str = "xla"
+
+    @property
+    def dropout_places(self) -> list[str]:
+        """Keys of `config.model.dropout` that do something here."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return sorted(name.removesuffix("_dropout") for name in names if name.endswith("_dropout"))
 
     def initializers(self, fan_in: int) -> dict:
         if self.initializer == "keras":

@@ -38,10 +38,12 @@ class Dense:
     features: int
 
 
+@dataclasses.dataclass(frozen=True)
 class MaxPool:
     """2x2 max-pooling."""
 
 
+@dataclasses.dataclass(frozen=True)
 class GlobalAveragePool:
     """Mean over the image."""
 
@@ -58,6 +60,11 @@ class Plain(Network):
     layers: tuple = ()
     convolution_dropout: float = 0.0
     head_dropout: float = 0.0
+
+    @property
+    def dropout_places(self) -> list[str]:
+        convolution = any(isinstance(layer, Conv) and layer.dropout for layer in self.layers)
+        return ["convolution"] * convolution + ["head"] * isinstance(self.layers[-1], Dense)
 
     @nn.compact
     def __call__(self, x, train: bool):
