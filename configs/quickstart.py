@@ -17,5 +17,5 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 0.1
     config.schedule.name = "onecycle"
     config.training.batch_size = 64
-    config.training.epochs = 4.0
+    config.training.epochs = 3.0
     return config
