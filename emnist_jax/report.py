@@ -22,6 +22,15 @@ from tensorboardX.summary import hparams as hparams_summary
 log = logging.getLogger(__name__)
 
 
+# One console, so that log lines appear above a live progress bar.
+CONSOLE = Console(highlight=False)
+
+
+class _ConsoleHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        CONSOLE.print(self.format(record), markup=False, soft_wrap=True)
+
+
 def start_log(path: Path) -> None:
     """Sends the project's log lines to the terminal and to a file."""
     logger = logging.getLogger("emnist_jax")
@@ -30,10 +39,8 @@ def start_log(path: Path) -> None:
     stop_log()
     to_file = logging.FileHandler(path)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    to_terminal = logging.StreamHandler(sys.stdout)
-    to_terminal.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(to_file)
-    logger.addHandler(to_terminal)
+    logger.addHandler(_ConsoleHandler())
 
 
 def stop_log() -> None:
@@ -49,13 +56,13 @@ def progress_bar(total_steps: int) -> Progress:
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+        TextColumn("step {task.completed:.0f} of {task.total:.0f},"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
-        console=Console(file=sys.stdout),
-        disable=not sys.stdout.isatty(),
+        TextColumn("to go"),
+        console=CONSOLE,
+        disable=not CONSOLE.is_terminal,
     )
-    bar.add_task("training", total=total_steps, status="")
+    bar.add_task("training", total=total_steps)
     return bar
 
 
@@ -179,6 +186,5 @@ def print_result(result: dict, workdir: Path) -> None:
         ),
     ):
         table.add_row(*row)
-    console = Console(file=sys.stdout)
-    console.print(table)
-    console.print(f"tensorboard --logdir {workdir}", soft_wrap=True, highlight=False)
+    CONSOLE.print(table)
+    CONSOLE.print(f"tensorboard --logdir {workdir}", soft_wrap=True)
