@@ -9,11 +9,25 @@ import flax
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN, PreservationPolicy
 
 from emnist_jax.errors import UserError
 
 log = logging.getLogger(__name__)
+
+
+def by_preference(epochs: list[dict]) -> list[dict]:
+    """Returns the records of epochs, best validation top-1 first; of equal ones, the later first."""
+    return sorted(epochs, key=lambda epoch: (epoch["validation"]["top1"], epoch["step"]), reverse=True)
+
+
+class _Best(PreservationPolicy):
+    """Keeps one step. orbax' own BestN forgets the metrics of what an earlier process saved."""
+
+    step: int | None = None
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        return [checkpoint.step == self.step for checkpoint in checkpoints]
 
 
 class Checkpoints:
@@ -23,56 +37,68 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path):
-        policy = AnyPreservationPolicy(
-            [
-                LatestN(2),
-                BestN(get_metric_fn=lambda m: m["top1"], n=1, keep_checkpoints_without_metrics=False),
-            ]
-        )
-        self._manager = ocp.CheckpointManager(
-            (workdir / "checkpoints").absolute(),
-            options=ocp.CheckpointManagerOptions(preservation_policy=policy),
-        )
+        self._best = _Best()
+        policy = AnyPreservationPolicy([LatestN(2), self._best])
+        try:
+            self._manager = ocp.CheckpointManager(
+                (workdir / "checkpoints").absolute(),
+                options=ocp.CheckpointManagerOptions(preservation_policy=policy),
+            )
+        except OSError as error:
+            raise UserError(f"cannot use {workdir / 'checkpoints'}: {error}") from error
 
     def save(self, state, progress: dict) -> None:
-        """Saves in the background; `progress` of an epoch with validation makes it a candidate for the best."""
-        validation = progress["epochs"][-1].get("validation") if progress["epochs"] else None
+        """Saves in the background."""
+        if progress["epochs"][-1].get("validation"):
+            self._best.step = by_preference(progress["epochs"])[0]["step"]
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)),
-            metrics=validation,
         )
 
-    def restore(self, abstract_state, step: int | None = None) -> tuple[Any, dict] | None:
-        """Restores a checkpoint, or the newest one that is intact.
+    def restore(self, step: int, abstract_state) -> tuple[Any, dict] | None:
+        """Restores the state and the progress of a step, or says in the log why not and returns None.
 
         Args:
+          step: Of the checkpoint.
           abstract_state: The state's shapes, dtypes and shardings.
-          step: Which one; None: the newest.
+        """
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract_state), progress=ocp.args.JsonRestore()
+                ),
+            )
+        # Damage shows as many kinds of exception, from tensorstore's to json's.
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            log.warning("checkpoint %d in %s is damaged: %s", step, self._manager.directory, reason)
+            return None
+        return restored.state, restored.progress
 
-        Returns:
-          State and progress, or None where there is no checkpoint yet.
+    def restore_latest(self, abstract_state) -> tuple[Any, dict] | None:
+        """Restores the newest checkpoint that is intact, or returns None where there is none yet.
 
         Raises:
           UserError: There are checkpoints, but none can be read.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True) if step is None else [step]
-        for candidate in steps:
-            try:
-                restored = self._manager.restore(
-                    candidate,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(abstract_state), progress=ocp.args.JsonRestore()
-                    ),
-                )
-                return restored.state, restored.progress
-            # Damage shows as many kinds of exception, from tensorstore's to json's.
-            except Exception as error:
-                reason = str(error).strip().splitlines()[0]
-                log.warning("checkpoint %d in %s is damaged: %s", candidate, self._manager.directory, reason)
-        if steps:
+        damaged = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            if restored := self.restore(step, abstract_state):
+                # orbax saves no step before its newest: the damaged ones make way for their repetition.
+                for newer in damaged:
+                    self._manager.delete(newer)
+                return restored
+            damaged.append(step)
+        if damaged:
             raise UserError(f"no checkpoint in {self._manager.directory} can be read; delete the workdir to start over")
         return None
+
+    def steps(self) -> list[int]:
+        """Returns the steps that there are checkpoints of, once the saves under way are done."""
+        self._manager.wait_until_finished()
+        return self._manager.all_steps()
 
     def close(self) -> None:
         """Waits for the saves under way."""
@@ -80,7 +106,7 @@ class Checkpoints:
 
 
 def transfer(workdir: Path, params, batch_stats) -> tuple[Any, Any]:
-    """Loads another run's tested parameters and batch_stats; keeps our head where the classes differ.
+    """Loads another run's tested parameters and batch_stats; keeps our head where the number of classes differs.
 
     Args:
       workdir: Of the other run.
@@ -96,25 +122,27 @@ def transfer(workdir: Path, params, batch_stats) -> tuple[Any, Any]:
     result_path = workdir / "result.json"
     if not result_path.is_file():
         raise UserError(f"config.init_from={workdir} holds no finished run (no {result_path.name})")
-    step = json.loads(result_path.read_text())["step"]
-    manager = ocp.CheckpointManager(
-        (workdir / "checkpoints").absolute(), item_handlers={"state": ocp.PyTreeCheckpointHandler()}
-    )
-    with manager:
-        saved = manager.item_metadata(step)["state"].tree
-        # The averaged parameters are the ones that were tested.
-        params_name = "params" if saved["ema_params"] is None else "ema_params"
-        saved = {name: saved[name] for name in (params_name, "batch_stats")}
-        restored = manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(
-                    jax.tree.map(lambda leaf: 0, saved),
-                    restore_args=jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), saved),
-                    partial_restore=True,
-                )
-            ),
-        ).state
+    handlers = {"state": ocp.PyTreeCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
+    try:
+        step = json.loads(result_path.read_text())["step"]
+        with ocp.CheckpointManager((workdir / "checkpoints").absolute(), item_handlers=handlers) as manager:
+            saved = manager.item_metadata(step)["state"].tree
+            # The averaged parameters are the ones that were tested.
+            params_name = "params" if saved["ema_params"] is None else "ema_params"
+            saved = {name: saved[name] for name in (params_name, "batch_stats")}
+            restored = manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeRestore(
+                        jax.tree.map(lambda leaf: 0, saved),
+                        restore_args=jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), saved),
+                        partial_restore=True,
+                    )
+                ),
+            ).state
+    except Exception as error:  # as in `restore`
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"config.init_from={workdir} cannot be read: {reason}") from error
     return (
         _merge(workdir, restored[params_name], params),
         _merge(workdir, restored["batch_stats"], batch_stats),
@@ -138,6 +166,6 @@ def _merge(workdir: Path, theirs, ours):
             f"first {unexpected[0]}"
         )
     if differing:
-        log.info("init_from: the head has other classes and keeps its initial weights")
+        log.info("init_from: the head has another number of classes and keeps its initial weights")
     merged |= {path: leaf for path, leaf in theirs.items() if not (differing and path in head)}
     return flax.traverse_util.unflatten_dict(merged)

@@ -32,20 +32,21 @@ def run(main: Callable) -> None:
                 raise UserError(f"unexpected argument {rest[1]!r}")
             _CONFIG.value.lock()
             return rest
-        except flags.Error as error:
-            _stop(str(error))
-        except UserError as error:
-            # ml_collections puts the traceback of an error in an experiment file before its message.
-            _stop(str(error).strip().splitlines()[-1].removeprefix("emnist_jax.errors.UserError: "))
-        except OSError:
-            name = next(arg for arg in argv if arg.startswith("--config=")).removeprefix("--config=")
-            _stop(f"no config file {name.partition(':')[0]!r}")
+        except OSError as error:
+            # ml_collections: "Failed loading config file NAME\n  Attempted ...\n [Errno 2] ... : 'path'".
+            _stop(f"cannot read the config file: {_last_line(error)}")
+        # An experiment file may raise anything; ml_collections puts a traceback before its message.
+        except Exception as error:
+            _stop(_last_line(error))
 
     def guarded(argv: list[str]) -> None:
         try:
             main(_CONFIG.value)
         except UserError as error:
             _stop(str(error))
+        except KeyboardInterrupt:
+            print("interrupted; the same command resumes", file=sys.stderr)
+            sys.exit(130)
 
     logging.set_verbosity(logging.WARNING)  # orbax tells of every step of a save
     app.run(guarded, flags_parser=parse)
@@ -61,6 +62,10 @@ def _check_keys(argv: list[str]) -> None:
                 if not hasattr(node, "keys") or part not in node:
                     raise unknown(f"config key in --config.{key}:", part, node.keys() if hasattr(node, "keys") else ())
                 node = node[part]
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].strip().removeprefix("emnist_jax.errors.UserError: ")
 
 
 def _stop(message: str) -> None:

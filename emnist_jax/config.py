@@ -7,7 +7,7 @@ own, published value".
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from emnist_jax import datasets, models, optimizers
+from emnist_jax import optimizers
 from emnist_jax.errors import UserError, unknown
 
 ConfigDict = ml_collections.ConfigDict
@@ -107,8 +107,6 @@ def base() -> ConfigDict:
 def validate(config: ConfigDict) -> None:
     """Raises UserError for the first value that no part of the program would take."""
     for kind, name, known in (
-        ("data set", config.dataset.name, datasets.NAMES),
-        ("model", config.model.name, models.MODELS),
         ("optimizer", config.optimizer.name, optimizers.OPTIMIZERS),
         ("schedule", config.schedule.name, optimizers.SCHEDULES),
         ("config.training.select", config.training.select, ("best", "last")),
@@ -117,36 +115,46 @@ def validate(config: ConfigDict) -> None:
     ):
         if name not in known:
             raise unknown(kind, name, known)
+    positive, below_one, most = 1e-30, 1 - 1e-9, 1e9
     ranges = {
-        "dataset.std": (1e-6, None),
-        "training.epochs": (1e-6, None),
-        "training.steps": (1, None),
-        "training.batch_size": (1, None),
-        "training.label_smoothing": (0, 1),
-        "training.ema_decay": (0, 1),
-        "training.early_stopping_epochs": (1, None),
-        "training.steps_per_call": (1, None),
-        "evaluation.batch_size": (1, None),
-        "optimizer.learning_rate": (1e-30, None),
-        "optimizer.weight_decay": (0, None),
+        "seed": (0, 2**32 - 1),
+        "dataset.std": (positive, most),
+        "model.batch_norm_momentum": (0, 1),
+        **{f"model.dropout.{place}": (0, 0.99) for place in config.model.dropout},
         "augmentation.max_rotation_degrees": (0, 180),
-        "augmentation.max_shift_pixels": (0, None),
+        "augmentation.max_shift_pixels": (0, most),
         "augmentation.max_shear_degrees": (0, 80),
         "augmentation.max_zoom_fraction": (0, 0.99),
-        "augmentation.elastic_displacement_pixels": (0, None),
-        "augmentation.elastic_smoothness_pixels": (1e-6, None),
-        "augmentation.max_brightness_fraction": (0, None),
-        "schedule.step_epochs": (1e-6, None),
-        "schedule.factor": (1e-6, 0.999),
-        "schedule.patience_epochs": (1, None),
-        "schedule.min_delta": (1e-12, None),
-        "schedule.warmup_fraction": (0, 1),
-        **{f"model.dropout.{place}": (0, 0.99) for place in config.model.dropout},
+        "augmentation.elastic_displacement_pixels": (0, most),
+        "augmentation.elastic_smoothness_pixels": (1e-3, most),
+        "augmentation.max_brightness_fraction": (0, most),
+        "optimizer.learning_rate": (positive, most),
+        "optimizer.momentum": (0, below_one),
+        "optimizer.beta1": (0, below_one),
+        "optimizer.beta2": (0, below_one),
+        "optimizer.epsilon": (0, most),
+        "optimizer.weight_decay": (0, most),
+        "schedule.warmup_epochs": (0, most),
+        "schedule.step_epochs": (positive, most),
+        "schedule.factor": (positive, 0.999),
+        "schedule.patience_epochs": (1, most),
+        "schedule.min_delta": (1e-12, most),
+        "schedule.min_learning_rate": (0, config.optimizer.learning_rate),
+        "schedule.warmup_fraction": (0, 0.99),
+        "schedule.initial_divisor": (1, most),
+        "schedule.final_divisor": (1, most),
+        "training.epochs": (positive, most),
+        "training.steps": (1, most),
+        "training.batch_size": (1, most),
+        "training.label_smoothing": (0, 1),
+        "training.ema_decay": (0, 1),
+        "training.early_stopping_epochs": (1, most),
+        "training.steps_per_call": (1, most),
+        "evaluation.batch_size": (1, most),
     }
     for key, (low, high) in ranges.items():
         value = config
         for part in key.split("."):
             value = value[part]
-        if value is not None and not (low <= value and (high is None or value <= high)):
-            bound = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
-            raise UserError(f"config.{key} is {value}; it must be {bound}")
+        if value is not None and not low <= value <= high:
+            raise UserError(f"config.{key} is {value}; it must be between {low:g} and {high:g}")

@@ -51,8 +51,8 @@ def stop_log() -> None:
         logger.removeHandler(handler)
 
 
-def progress_bar(total_steps: int) -> Progress:
-    """Returns a bar with the time remaining on a terminal, and nothing elsewhere."""
+def progress_bar(step: int, total_steps: int) -> Progress:
+    """Returns a bar at `step`, with the time remaining, on a terminal, and nothing elsewhere."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -62,15 +62,15 @@ def progress_bar(total_steps: int) -> Progress:
         console=CONSOLE,
         disable=not CONSOLE.is_terminal,
     )
-    bar.add_task("training", total=total_steps)
+    bar.add_task("training", total=total_steps, completed=step)
     return bar
 
 
 class TensorBoard:
-    """Event files of one run; `purge_step` hides what an earlier, interrupted process wrote after it."""
+    """Event files of one run; from `purge_step` on, what an earlier process wrote is hidden."""
 
     def __init__(self, workdir: Path, purge_step: int):
-        self._writer = SummaryWriter(str(workdir), purge_step=purge_step or None)
+        self._writer = SummaryWriter(str(workdir), purge_step=purge_step)
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():
@@ -99,11 +99,12 @@ def flatten(config: dict, prefix: str = "") -> dict:
     return flat
 
 
-def images_figure(images: np.ndarray, names: list[str]) -> Figure:
+def images_figure(images: np.ndarray, names: list[str], title: str) -> Figure:
     """Draws a grid of images `[N, H, W]` under their class names."""
     columns = 8
     rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(columns, 1.2 * rows), layout="tight")
+    figure = Figure(figsize=(columns, 1.2 * rows + 0.4), layout="tight")
+    figure.suptitle(title)
     for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
         axes.axis("off")
     for axes, image, name in zip(grid.flat, images, names, strict=False):
@@ -112,7 +113,7 @@ def images_figure(images: np.ndarray, names: list[str]) -> Figure:
     return figure
 
 
-def confusion_figure(labels: np.ndarray, predictions: np.ndarray, class_names: tuple[str, ...]) -> Figure:
+def confusion_figure(labels: np.ndarray, predictions: np.ndarray, class_names: tuple[str, ...], title: str) -> Figure:
     """Draws the confusion matrix, each row as fractions of its true class."""
     classes = len(class_names)
     counts = np.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes)
@@ -123,7 +124,7 @@ def confusion_figure(labels: np.ndarray, predictions: np.ndarray, class_names: t
     # Off-diagonal mistakes of a few percent are what one looks for: the square root shows them.
     norm = matplotlib.colors.PowerNorm(0.5, vmin=0, vmax=1)
     picture = axes.imshow(fractions, cmap="viridis", norm=norm)
-    axes.set(xlabel="predicted", ylabel="true", xticks=range(classes), yticks=range(classes))
+    axes.set(title=title, xlabel="predicted", ylabel="true", xticks=range(classes), yticks=range(classes))
     axes.set_xticklabels(class_names, fontsize=7, rotation=90 if max(map(len, class_names)) > 2 else 0)
     axes.set_yticklabels(class_names, fontsize=7)
     figure.colorbar(picture, ax=axes, shrink=0.7, label="fraction of the true class")
@@ -140,18 +141,18 @@ def write_json(path: Path, content: dict) -> None:
 def environment() -> dict:
     """Returns the device, the versions and the commit that a result was made with."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "numpy")
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    )
+    try:
+        git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        folder = Path(__file__).parent
+        commit = subprocess.run(git, cwd=folder, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git
+        commit = ""
     device = jax.devices()[0]
     kind = f"CPU of {os.cpu_count()} cores" if device.platform == "cpu" else device.device_kind
     return {
         "device": f"{jax.device_count()} x {kind}",
         "versions": {package: version(package) for package in packages} | {"python": sys.version.split()[0]},
-        "commit": git.stdout.strip() or "unknown",
+        "commit": commit or "unknown",
     }
 
 

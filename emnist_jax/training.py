@@ -98,7 +98,7 @@ def create_state(
         )
 
     # It runs once: without this, compiling a large network's initial weights takes as long as its training step.
-    fast_to_compile = {"xla_backend_optimization_level": 0}
+    fast_to_compile = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     create = jax.jit(create, out_shardings=NamedSharding(mesh, P()), compiler_options=fast_to_compile)
     return create(jax.random.key(config.seed))
 

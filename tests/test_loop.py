@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from emnist_jax import checkpoints, loop, report
+from emnist_jax import checkpoints, evaluation, loop, report
 from emnist_jax import config as config_lib
 from emnist_jax.errors import UserError
 
@@ -50,6 +50,11 @@ def parameters_of(workdir: Path, step: int) -> np.ndarray:
     return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(state["params"])])
 
 
+def scalars_of(workdir: Path, tag: str) -> list[tuple[int, float]]:
+    """Returns step and value of each point of a TensorBoard curve."""
+    return [(event.step, event.value) for event in EventAccumulator(str(workdir)).Reload().Scalars(tag)]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One uninterrupted run and its result."""
@@ -77,15 +82,13 @@ def test_a_run_writes_what_it_found(finished):
 
 def test_tensorboard_has_every_epoch_once(finished):
     workdir, result = finished
-    events = EventAccumulator(str(workdir)).Reload()
-    tags = events.Tags()
-    assert {"augmented_inputs", "confusion_matrix"} <= set(tags["images"])
+    images = EventAccumulator(str(workdir)).Reload().Tags()["images"]
+    assert {"augmented_inputs", "confusion_matrix"} <= set(images)
     for tag in ("train/loss", "validation/top1", "validation/top5", "learning_rate", "images_per_second"):
-        assert [event.step for event in events.Scalars(tag)] == [10, 20, 30], tag
-    assert events.Scalars("test/top1")[0].value == pytest.approx(result["test"]["top1"])
-    # Reduced after the second and the third epoch without a better validation loss.
-    rates = [event.value for event in events.Scalars("learning_rate")]
-    assert rates == pytest.approx([0.02, 0.02, 0.01])
+        assert [step for step, _ in scalars_of(workdir, tag)] == [10, 20, 30], tag
+    assert scalars_of(workdir, "test/top1") == [(30, pytest.approx(result["test"]["top1"]))]
+    # The first epoch is the best so far; the second is worse and halves the rate of the third.
+    assert [rate for _, rate in scalars_of(workdir, "learning_rate")] == pytest.approx([0.02, 0.02, 0.01])
 
 
 def test_a_finished_run_prints_its_result_again(finished, capsys):
@@ -97,27 +100,67 @@ def test_a_finished_run_prints_its_result_again(finished, capsys):
     assert "6,053" in printed and f"tensorboard --logdir {workdir}" in printed.replace("\n", "")
 
 
-def test_the_best_epoch_by_validation_is_tested(finished):
-    workdir, result = finished
-    saved = checkpoints.Checkpoints(workdir)
-    epochs = saved._manager.restore(30, args=ocp.args.Composite(progress=ocp.args.JsonRestore())).progress["epochs"]
-    saved.close()
-    assert result["validation"]["top1"] == max(epoch["validation"]["top1"] for epoch in epochs)
-    assert result["step"] in [epoch["step"] for epoch in epochs]
+def stop_after(monkeypatch, epochs: int):
+    """Makes the next run end, as by Ctrl-C, once it has saved that many epochs."""
+    save = checkpoints.Checkpoints.save
+
+    def save_and_stop(self, state, progress):
+        save(self, state, progress)
+        if len(progress["epochs"]) == epochs:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", save_and_stop)
+
+
+def fake_validation(monkeypatch, accuracies: list[float]):
+    """Makes validation find these top-1 accuracies, epoch by epoch; the test set is measured as it is."""
+    measure, left = evaluation.measure, list(accuracies)
+
+    def measure_or_fake(logits, labels):
+        measured = measure(logits, labels)
+        return {**measured, "top1": left.pop(0)} if len(labels) == 40 else measured
+
+    monkeypatch.setattr(evaluation, "measure", measure_or_fake)
+
+
+def damage(checkpoint: Path):
+    """Cuts every file of a checkpoint in half."""
+    for path in checkpoint.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("stopped_after", [0, 2])
+def test_the_best_epoch_is_tested_also_after_a_stop(tmp_path, monkeypatch, stopped_after):
+    config = make_config(**{"training.epochs": 6.0})
+    accuracies = [0.1, 0.9, 0.2, 0.3, 0.4, 0.5]
+    if stopped_after:
+        fake_validation(monkeypatch, accuracies)
+        stop_after(monkeypatch, stopped_after)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train_and_evaluate(config, tmp_path)
+        monkeypatch.undo()
+    fake_validation(monkeypatch, accuracies[stopped_after:])
+    result = loop.train_and_evaluate(config, tmp_path)
+    assert (result["step"], result["epochs"]) == (20, 6)
+    assert result["validation"]["top1"] == 0.9
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [20, 50, 60]
+
+
+def test_a_damaged_best_checkpoint_gives_way_to_the_next_best(tmp_path, monkeypatch):
+    fake_validation(monkeypatch, [0.9, 0.2, 0.1])
+    stop_after(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train_and_evaluate(make_config(), tmp_path)
+    damage(tmp_path / "checkpoints/10")
+    assert loop.train_and_evaluate(make_config(), tmp_path)["step"] == 20
+    assert "checkpoint 10" in (tmp_path / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("stopped_after", [1, 2])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(finished, tmp_path, monkeypatch, stopped_after):
     workdir, result = finished
-    save = checkpoints.Checkpoints.save
-
-    def save_and_stop(self, state, progress):
-        save(self, state, progress)
-        if len(progress["epochs"]) == stopped_after:
-            self.close()
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoints.Checkpoints, "save", save_and_stop)
+    stop_after(monkeypatch, stopped_after)
     with pytest.raises(KeyboardInterrupt):
         loop.train_and_evaluate(make_config(), tmp_path)
     monkeypatch.undo()
@@ -125,19 +168,20 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(finished, tmp_path, monke
     assert f"resumed at step {10 * stopped_after} of 30" in (tmp_path / "log.txt").read_text()
     assert numbers_of(resumed) == numbers_of(result)
     np.testing.assert_array_equal(parameters_of(tmp_path, 30), parameters_of(workdir, 30))
+    for tag in ("train/loss", "validation/top1"):
+        assert scalars_of(tmp_path, tag) == scalars_of(workdir, tag)
 
 
 def test_a_damaged_newest_checkpoint_falls_back(finished, tmp_path):
     workdir, result = finished
     loop.train_and_evaluate(make_config(), tmp_path)
     (tmp_path / "result.json").unlink()
-    for path in (tmp_path / "checkpoints/30").rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    damage(tmp_path / "checkpoints/30")
     again = loop.train_and_evaluate(make_config(), tmp_path)
     log = (tmp_path / "log.txt").read_text()
     assert "checkpoint 30" in log and "damaged" in log and "resumed at step 20" in log
     assert numbers_of(again) == numbers_of(result)
+    np.testing.assert_array_equal(parameters_of(tmp_path, 30), parameters_of(workdir, 30))
 
 
 def test_early_stopping(tmp_path):
@@ -172,6 +216,12 @@ def test_transfer_takes_the_tested_parameters_and_a_new_head(finished, tmp_path)
         loop.train_and_evaluate(config, tmp_path / "other")
     config.init_from = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no finished run"):
+        loop.train_and_evaluate(config, tmp_path / "missing")
+    # A start that failed leaves the workdir to the corrected command.
+    assert not (tmp_path / "missing/config.json").exists()
+    damage(tmp_path / "same/checkpoints")
+    config.init_from = str(tmp_path / "same")
+    with pytest.raises(UserError, match="cannot be read"):
         loop.train_and_evaluate(config, tmp_path / "missing")
 
 

@@ -49,7 +49,9 @@ class Dataset:
 
 
 def class_names(name: str) -> tuple[str, ...]:
-    """Returns the name of each class of a data set of `NAMES`, without loading it."""
+    """Returns the name of each class of a data set, without loading it; a UserError if it is none of `NAMES`."""
+    if name not in NAMES:
+        raise errors.unknown("data set", name, NAMES)
     return official.SETS[name].class_names if name in official.SETS else synthetic.CLASS_NAMES[name]
 
 
@@ -70,6 +72,7 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
       UserError: An unknown name, a wrong setting, or files that are missing or damaged.
     """
     name = config.name
+    classes = class_names(name)
     per_class = (config.train_per_class, config.test_per_class)
     if name in official.SETS:
         if per_class != (None, None):
@@ -79,12 +82,10 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
             )
         train, test = official.read(name, config.data_dir)
         validation_examples = official.SETS[name].validation_examples
-    elif name in synthetic.CLASS_NAMES:
+    else:
         if config.data_dir is not None:
             raise errors.UserError(f"{name} is rendered: it reads no --config.dataset.data_dir")
         train, test, validation_examples = synthetic.render(name, *per_class, seed=config.seed)
-    else:
-        raise errors.unknown("data set", name, NAMES)
 
     if config.validation_examples is not None:
         validation_examples = config.validation_examples
@@ -100,6 +101,6 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
         train=Split(images[:cut], labels[:cut]),
         validation=Split(images[cut:], labels[cut:]),
         test=Split(*test),
-        class_names=class_names(name),
+        class_names=classes,
         synthetic=name in synthetic.CLASS_NAMES,
     )

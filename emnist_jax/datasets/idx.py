@@ -69,7 +69,9 @@ def read_split(
     labels = read(labels_file, ()).astype(np.int32) - first_label
     if len(images) != len(labels):
         raise errors.UserError(f"{images_file} holds {len(images):,} images, but {labels_file} {len(labels):,} labels")
-    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+    if not len(labels):
+        raise errors.UserError(f"{labels_file} holds no labels")
+    if not 0 <= labels.min() <= labels.max() < num_classes:
         raise errors.UserError(
             f"{labels_file} holds labels from {labels.min() + first_label} to "
             f"{labels.max() + first_label}, expected {first_label} to "

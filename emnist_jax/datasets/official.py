@@ -118,7 +118,7 @@ def read(name: str, data_dir: str | None) -> tuple[Arrays, Arrays]:
     """
     official = SETS[name]
     if data_dir is not None:
-        folder = pathlib.Path(data_dir).expanduser()
+        folder = pathlib.Path(os.path.expanduser(data_dir))
         splits = _read_files(official, lambda stem: _find(folder, stem))
     elif name == "emnist_pool":
         raise errors.UserError("emnist_pool cannot be downloaded; pass --config.dataset.data_dir=FOLDER_OF_ITS_FILES")
@@ -164,7 +164,7 @@ def _read_tfds(name: str, official: OfficialSet) -> list[Arrays]:
     # Imported here because it takes half a second, which only these sets need.
     import tensorflow_datasets as tfds
 
-    root = pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    root = pathlib.Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")))
     try:
         builder = tfds.builder(name, data_dir=root)
     # A damaged dataset_info.json shows as protobuf's, json's or TFDS' own exceptions.

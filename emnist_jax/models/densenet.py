@@ -64,4 +64,4 @@ class DenseNet(Network):
                 x = self.dropout(x, self.transition_dropout, train)
         x = self.activate(self.batch_norm(x, train, "final_norm"))
         x = self.dropout(x.mean((1, 2)), self.head_dropout, train)
-        return self.dense(x, self.num_classes, "head").astype(jnp.float32)
+        return self.dense(x, self.num_classes, "head")

@@ -129,7 +129,7 @@ class Network(nn.Module):
       batch_norm_epsilon: Added to the variance.
       sync_batch_norm: Whether BatchNorm averages over the mesh axis.
       axis_name: Mesh axis over which the batch is split, or None outside `shard_map`.
-      dtype: Of the computation.
+      dtype: Of the computation; the layer named "head" is always float32.
       convolution: "xla" or "matmul".
     """
 
@@ -167,14 +167,15 @@ class Network(nn.Module):
             (stride, stride),
             padding,
             use_bias=bias,
-            dtype=self.dtype,
+            dtype=jnp.float32 if name == "head" else self.dtype,
             conv_general_dilated=matmul_convolution if self.convolution == "matmul" else None,
             name=name,
             **self.initializers(size * size * x.shape[-1]),
         )(x)
 
     def dense(self, x, features: int, name=None):
-        return nn.Dense(features, dtype=self.dtype, name=name, **self.initializers(x.shape[-1]))(x)
+        dtype = jnp.float32 if name == "head" else self.dtype
+        return nn.Dense(features, dtype=dtype, name=name, **self.initializers(x.shape[-1]))(x)
 
     def batch_norm(self, x, train: bool, name=None):
         return nn.BatchNorm(

@@ -13,7 +13,6 @@ but the last do.
 import dataclasses
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from emnist_jax.models.layers import Network
 
@@ -91,7 +90,7 @@ class Plain(Network):
         x = x.reshape(len(x), -1)
         if isinstance(self.layers[-1], Dense):
             x = self.dense(self.dropout(x, self.head_dropout, train), self.num_classes, "head")
-        return x.astype(jnp.float32)
+        return x
 
 
 def squeeze(widths: str, pooled: bool, norm: str = "", dropout: str = "", last_relu: bool = True) -> tuple:
