@@ -58,7 +58,7 @@ CANCELLED = {
 
 DENSENETS = [name for name in EXPECTED if name.startswith("densenet")]
 # Left to `-m slow`: made of the same kinds of layers as the others.
-SLOW = {*DENSENETS, "mnist_squeeze_2", "mnist_squeeze_3", "mnist_squeeze_5"} - {"densenet_layer_4_3"}
+SLOW = {*DENSENETS, "mnist_squeeze_2", "mnist_squeeze_3", "mnist_squeeze_5"} - {"densenet"}
 # Networks that differ from another in the recipe only.
 TWINS = {
     "mnist_squeeze_8": "mnist_squeeze_7",
@@ -410,8 +410,8 @@ def test_convolution_setting():
     np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["densenet", "lenet5_rbf", "mnist_squeeze_10"])
-def test_bfloat16_computes_in_it_but_keeps_parameters_and_logits(name):
+@pytest.mark.parametrize("name", EXPECTED)
+def test_bfloat16_computes_in_it_but_keeps_parameters_and_head(name):
     model = create(name, dtype="bfloat16")
     variables = jax.eval_shape(partial(model.init, train=False), key(), batch(model, 1))
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
@@ -419,8 +419,8 @@ def test_bfloat16_computes_in_it_but_keeps_parameters_and_logits(name):
     logits, state = jax.eval_shape(apply, variables, batch(model, 1))
     assert logits.dtype == jnp.float32
     for path, (output,) in flax.traverse_util.flatten_dict(state["intermediates"]).items():
-        if path[0] not in ("head", "__call__"):
-            assert output.dtype == jnp.bfloat16, path
+        expected = jnp.float32 if path[0] in ("head", "__call__") else jnp.bfloat16
+        assert output.dtype == expected, path
 
 
 def test_rbf_head():
