@@ -5,7 +5,8 @@ import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+# Compiling is nearly all of the time, so it optimizes little.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 # Without more threads than devices, virtual devices can wait for each other for ever.
 os.environ["NPROC"] = "8"
 _CACHE = tempfile.mkdtemp(prefix="emnist_jax_tests_")
