@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 0.015
     config.optimizer.weight_decay = 1e-4
     config.schedule.name = "onecycle"
+    config.schedule.initial_divisor = 10.0  # for PyTorch's 25 with its momentum of 0.95 at the start
     config.training.batch_size = 128
     config.training.epochs = 19.0
     config.training.select = "last"

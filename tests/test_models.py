@@ -53,7 +53,6 @@ EXPECTED = {
 # Biases of convolutions right before a BatchNorm, which takes them out again: their gradient is 0.
 CANCELLED = {
     "mnist_cnn": {"conv1/bias", "conv3/bias", "conv5/bias"},
-    "mnist_onecycle": {f"conv{i}/bias" for i in (1, 2, 5, 6, 9, 10)},
 }
 
 DENSENETS = [name for name in EXPECTED if name.startswith("densenet")]

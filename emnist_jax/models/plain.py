@@ -6,8 +6,9 @@
   the three published counts (6,633, 5,733, 5,893) exactly.
 - `mnist_onecycle`: the network with global average pooling and biases, 9,798 parameters.
 
-BatchNorm comes before ReLU, dropout after it. Where a source leaves open which convolutions have a ReLU, all
-but the last do.
+BatchNorm comes before ReLU and dropout after both, and all convolutions but the last have a ReLU, where the source
+does not say otherwise. `mnist_onecycle`'s leaves the order open and reports its accuracy by epoch: ReLU before
+BatchNorm, and none after the 1x1 convolutions, comes closest to its first epoch (validation 84.3 % where it has 84.7).
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ class Conv:
     bias: bool = False
     batch_norm: bool = False
     relu: bool = True
+    relu_first: bool = False  # before BatchNorm
     dropout: bool = False
 
 
@@ -75,9 +77,11 @@ class Plain(Network):
                         f"conv{i}" if layer.features else "head",
                     )
                     x = self.conv(x, features, layer.size, layer.padding, bias=layer.bias, name=name)
+                    if layer.relu_first:
+                        x = self.activate(x)
                     if layer.batch_norm:
                         x = self.batch_norm(x, train, f"norm{i}")
-                    if layer.relu:
+                    if layer.relu and not layer.relu_first:
                         x = self.activate(x)
                     if layer.dropout:
                         x = self.dropout(x, self.convolution_dropout, train)
@@ -161,16 +165,16 @@ GAP = {
 }
 
 ONECYCLE = (
-    Conv(10, padding=1, bias=True, batch_norm=True, dropout=True),
-    Conv(16, padding=1, bias=True, batch_norm=True, dropout=True),
+    Conv(10, padding=1, bias=True, batch_norm=True, relu_first=True, dropout=True),
+    Conv(16, padding=1, bias=True, batch_norm=True, relu_first=True, dropout=True),
     MaxPool(),
-    Conv(10, 1, bias=True),
-    Conv(16, padding=1, bias=True, batch_norm=True, dropout=True),
-    Conv(16, padding=1, bias=True, batch_norm=True, dropout=True),
+    Conv(10, 1, bias=True, relu=False),
+    Conv(16, padding=1, bias=True, batch_norm=True, relu_first=True, dropout=True),
+    Conv(16, padding=1, bias=True, batch_norm=True, relu_first=True, dropout=True),
     MaxPool(),
-    Conv(10, 1, bias=True),
-    Conv(16, padding=1, bias=True, batch_norm=True, dropout=True),
-    Conv(16, padding=1, bias=True, batch_norm=True, dropout=True),
+    Conv(10, 1, bias=True, relu=False),
+    Conv(16, padding=1, bias=True, batch_norm=True, relu_first=True, dropout=True),
+    Conv(16, padding=1, bias=True, batch_norm=True, relu_first=True, dropout=True),
     Conv(None, 1, bias=True, relu=False),
     GlobalAveragePool(),
 )
