@@ -4,7 +4,8 @@
 
 SGD with momentum 0.9, OneCycle up to 0.015, weight decay 1e-4, batch 128, 19 epochs, rotation by at most 7 degrees.
 The source reports 99.33 % in its last epoch (99.38 % in its best), 21-22 s per epoch on a GPU. Nothing is chosen here,
-so that all 60,000 images train and the last epoch is tested.
+so that all 60,000 images train and the last epoch is tested. Two choices that the source leaves open follow its
+accuracy by epoch, on a validation split: ReLU before BatchNorm, and a start at a tenth of the highest rate.
 """
 
 from emnist_jax.config import ConfigDict, base
@@ -20,7 +21,7 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 0.015
     config.optimizer.weight_decay = 1e-4
     config.schedule.name = "onecycle"
-    config.schedule.initial_divisor = 10.0  # for PyTorch's 25 with its momentum of 0.95 at the start
+    config.schedule.initial_divisor = 10.0  # PyTorch's 25 goes with a momentum of 0.95 at the start
     config.training.batch_size = 128
     config.training.epochs = 19.0
     config.training.select = "last"

@@ -51,9 +51,7 @@ EXPECTED = {
 }
 
 # Biases of convolutions right before a BatchNorm, which takes them out again: their gradient is 0.
-CANCELLED = {
-    "mnist_cnn": {"conv1/bias", "conv3/bias", "conv5/bias"},
-}
+CANCELLED = {"mnist_cnn": {"conv1/bias", "conv3/bias", "conv5/bias"}}
 
 DENSENETS = [name for name in EXPECTED if name.startswith("densenet")]
 # Left to `-m slow`: made of the same kinds of layers as the others.
