@@ -11,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN, PreservationPolicy
 
+from emnist_jax import weights
 from emnist_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -105,11 +106,11 @@ class Checkpoints:
         self._manager.close()
 
 
-def transfer(workdir: Path, params, batch_stats) -> tuple[Any, Any]:
-    """Loads another run's tested parameters and batch_stats; keeps our head where the number of classes differs.
+def transfer(source: str, params, batch_stats) -> tuple[Any, Any]:
+    """Loads tested parameters and batch_stats; keeps our head where theirs is missing or has other classes.
 
     Args:
-      workdir: Of the other run.
+      source: Another run's workdir, or weights of a reference implementation as `weights.load` reads them.
       params: Ours, freshly initialised.
       batch_stats: Ours.
 
@@ -117,8 +118,14 @@ def transfer(workdir: Path, params, batch_stats) -> tuple[Any, Any]:
       Parameters and batch_stats, numpy arrays where they were loaded.
 
     Raises:
-      UserError: No such run, or its network differs from ours in more than the classes.
+      UserError: They cannot be read, or their network differs from ours in more than the classes.
     """
+    loaded = weights.load(source) if source.startswith(("keras:", "pytorch:")) else _load_run(Path(source))
+    return _merge(source, loaded[0], params), _merge(source, loaded[1], batch_stats)
+
+
+def _load_run(workdir: Path) -> tuple[Any, Any]:
+    """Returns the parameters and batch_stats that a finished run tested."""
     result_path = workdir / "result.json"
     if not result_path.is_file():
         raise UserError(f"config.init_from={workdir} holds no finished run (no {result_path.name})")
@@ -143,13 +150,10 @@ def transfer(workdir: Path, params, batch_stats) -> tuple[Any, Any]:
     except Exception as error:  # as in `restore`
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"config.init_from={workdir} cannot be read: {reason}") from error
-    return (
-        _merge(workdir, restored[params_name], params),
-        _merge(workdir, restored["batch_stats"], batch_stats),
-    )
+    return restored[params_name], restored["batch_stats"]
 
 
-def _merge(workdir: Path, theirs, ours):
+def _merge(source: str, theirs, ours):
     """Returns their leaves in our structure, but our head where its shapes differ."""
     theirs = flax.traverse_util.flatten_dict(theirs)
     merged = flax.traverse_util.flatten_dict(ours)
@@ -162,10 +166,10 @@ def _merge(workdir: Path, theirs, ours):
     head = {path for path in shapes if path[0] == "head"}
     if unexpected := sorted(differing - {"/".join(path) for path in head}):
         raise UserError(
-            f"config.init_from={workdir} holds another network: {len(unexpected)} parameters differ, "
+            f"config.init_from={source} holds another network: {len(unexpected)} parameters differ, "
             f"first {unexpected[0]}"
         )
     if differing:
-        log.info("init_from: the head has another number of classes and keeps its initial weights")
+        log.info("init_from: the head has no match there and keeps its initial weights")
     merged |= {path: leaf for path, leaf in theirs.items() if not (differing and path in head)}
     return flax.traverse_util.unflatten_dict(merged)

@@ -17,8 +17,8 @@ def base() -> ConfigDict:
     """Returns the locked base config."""
     config = ConfigDict()
     config.seed = 0  # of initial weights, order, augmentation and dropout
-    # Start from another run: a workdir of this project, whose parameters and batch_stats are loaded; the head
-    # is left at its initial weights where the classes differ.
+    # Start from other weights: a finished run's workdir, or keras:FILE.h5 or pytorch:FILE.safetensors with those of
+    # the network's reference implementation. The head keeps its initial weights where the classes differ.
     config.init_from = placeholder(str)
 
     config.dataset = ConfigDict(
@@ -37,7 +37,8 @@ def base() -> ConfigDict:
         {
             "name": "densenet",  # key of models.MODELS
             "activation": placeholder(str),  # key of models.layers.ACTIVATIONS
-            "initializer": placeholder(str),  # "keras" or "pytorch": that framework's default weights
+            "initializer": placeholder(str),  # key of models.layers.INITIALIZERS
+            "stem_stride": placeholder(int),  # of the first convolution, in pixels
             "batch_norm_momentum": placeholder(float),  # weight of the running average's old value
             "sync_batch_norm": True,  # statistics over the global batch; False: over each device's share
             # Dropped fraction at each place that the network has.
@@ -46,6 +47,7 @@ def base() -> ConfigDict:
                 "convolution": placeholder(float),  # after convolutions (DenseNet: inside dense blocks)
                 "block": placeholder(float),  # after each dense block
                 "transition": placeholder(float),  # after each transition
+                "path": placeholder(float),  # whole residual branches, per example; rises to it from block to block
                 "head": placeholder(float),  # before the last layer
             },
             "dtype": "float32",  # of the computation, float32 or bfloat16; parameters stay float32
@@ -120,6 +122,7 @@ def validate(config: ConfigDict) -> None:
         "seed": (0, 2**32 - 1),
         "dataset.std": (positive, most),
         "model.batch_norm_momentum": (0, 1),
+        "model.stem_stride": (1, 2),
         **{f"model.dropout.{place}": (0, 0.99) for place in config.model.dropout},
         "augmentation.max_rotation_degrees": (0, 180),
         "augmentation.max_shift_pixels": (0, most),

@@ -92,7 +92,7 @@ def train_and_evaluate(config, workdir: Path) -> dict:
         state, progress = restored
         log.info("resumed at step %d of %d", state.step, total_steps)
     elif config.init_from:
-        loaded = checkpoints.transfer(Path(config.init_from), state.params, state.batch_stats)
+        loaded = checkpoints.transfer(config.init_from, state.params, state.batch_stats)
         params, batch_stats = jax.device_put(loaded, replicated)
         state = state.replace(params=params, batch_stats=batch_stats)
         if state.ema_params is not None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from emnist_jax.errors import UserError, unknown
 from emnist_jax.models.densenet import DenseNet
-from emnist_jax.models.layers import ACTIVATIONS, Network
+from emnist_jax.models.layers import ACTIVATIONS, INITIALIZERS, Network
 from emnist_jax.models.lenet5 import LeNet5
 from emnist_jax.models.plain import CNN, GAP, ONECYCLE, SQUEEZE, Plain
 
@@ -59,14 +59,17 @@ def create(config, num_classes: int, axis_name: str | None = None) -> Network:
         "activation": config.activation,
         "initializer": config.initializer,
         "batch_norm_momentum": config.batch_norm_momentum,
+        "stem_stride": config.stem_stride,
         **{f"{place}_dropout": rate for place, rate in config.dropout.items()},
     }
     overrides = {field: value for field, value in overrides.items() if value is not None}
-    for field, known in (("activation", ACTIVATIONS), ("initializer", ("keras", "pytorch"))):
+    for field, known in (("activation", ACTIVATIONS), ("initializer", INITIALIZERS)):
         if field in overrides and overrides[field] not in known:
             raise unknown(f"config.model.{field}", overrides[field], known)
     for place, rate in config.dropout.items():
         if rate is not None and place not in model.dropout_places:
             places = ", ".join(model.dropout_places) or "none"
             raise UserError(f"model {config.name!r} has no {place}_dropout; its places of dropout: {places}")
+    if "stem_stride" in overrides and not hasattr(model, "stem_stride"):
+        raise UserError(f"model {config.name!r} has no stem_stride")
     return model.clone(**overrides)

@@ -1,12 +1,14 @@
 """What every network is made of: convolutions, BatchNorm, dropout and the sources' initial weights.
 
-`Network` holds the settings that all networks share; its methods make the layers. The weights follow the
-source's framework: Keras (Glorot uniform, zero biases) or PyTorch (uniform in +-1/sqrt(fan in), biases too).
+`Network` holds the settings that all networks share; its methods make the layers. A network gives a layer the name
+that it has in the reference implementation, with "_" for ".", so that `weights` can carry weights over; the last
+layer is "head".
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -17,8 +19,22 @@ ACTIVATIONS: dict[str, Callable] = {
     "elu": nn.elu,
     "leaky_relu": lambda x: nn.leaky_relu(x, 0.3),  # Keras' default slope
     "relu": nn.relu,
+    "relu6": nn.relu6,
     "swish": nn.swish,
     "tanh": nn.tanh,
+}
+
+_scaling = nn.initializers.variance_scaling
+
+# Name -> builders of the initial kernels of convolutions and of dense layers. Biases are zero but for "pytorch".
+INITIALIZERS: dict[str, tuple[Callable, Callable]] = {
+    "keras": (partial(_scaling, 1, "fan_avg", "uniform"),) * 2,  # Keras' default, Glorot
+    "pytorch": (partial(_scaling, 1 / 3, "fan_in", "uniform"),) * 2,  # PyTorch's default: +-1/sqrt(fan in)
+    "he": (partial(_scaling, 2, "fan_out", "normal"), partial(_scaling, 1 / 3, "fan_in", "uniform")),
+    "efficientnet": (
+        partial(_scaling, 2, "fan_out", "truncated_normal"),
+        partial(_scaling, 1 / 3, "fan_out", "uniform"),
+    ),
 }
 
 
@@ -27,24 +43,27 @@ def matmul_convolution(
     kernel: jax.Array,
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
+    feature_group_count: int = 1,
     **unused,
 ) -> jax.Array:
     """Convolution as one slice for each kernel position and one matrix product.
 
     XLA's CPU convolution is several times slower than this, above all inside a loop. A drop-in for
-    `nn.Conv(conv_general_dilated=...)`, without dilation or groups.
+    `nn.Conv(conv_general_dilated=...)`, without dilation.
 
     Args:
       inputs: `[B, H, W, C]`.
-      kernel: `[h, w, C, features]`.
+      kernel: `[h, w, C / groups, features]`.
       window_strides: Stride along H and W.
       padding: "SAME", "VALID" or the pixels before and after, along H and W.
+      feature_group_count: Number of groups.
       **unused: What else `nn.Conv` passes.
 
     Returns:
       `[B, H', W', features]`.
     """
     height, width, channels, features = kernel.shape
+    groups = feature_group_count
     down, right = window_strides
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(inputs.shape[1:3], (height, width), window_strides, padding)
@@ -52,17 +71,21 @@ def matmul_convolution(
     rows = (inputs.shape[1] - height) // down + 1
     columns = (inputs.shape[2] - width) // right + 1
     # Narrow matrix products are slow: 16 features is where four times as many no longer pay.
-    if height == width and height % 2 and height > 1 and down == right == 1 and features <= 16:
+    if height == width and height % 2 and height > 1 and down == right == groups == 1 and features <= 16:
         return _by_two_rows_and_columns(inputs, kernel)[:, :rows, :columns]
-    patches = jnp.concatenate(
-        [
-            inputs[:, i : i + down * (rows - 1) + 1 : down, j : j + right * (columns - 1) + 1 : right]
-            for i in range(height)
-            for j in range(width)
-        ],
-        axis=-1,
-    )
-    return patches @ kernel.reshape(height * width * channels, features)
+    slices = [
+        inputs[:, i : i + down * (rows - 1) + 1 : down, j : j + right * (columns - 1) + 1 : right]
+        for i in range(height)
+        for j in range(width)
+    ]
+    if groups == 1:
+        return jnp.concatenate(slices, axis=-1) @ kernel.reshape(height * width * channels, features)
+    kernels = kernel.reshape(height * width, channels, features)
+    if channels == 1 and features == groups:
+        return sum(x * kernels[i, 0] for i, x in enumerate(slices))
+    patches = jnp.stack([x.reshape(*x.shape[:3], groups, channels) for x in slices], axis=-2)
+    kernels = kernels.reshape(height * width, channels, groups, features // groups)
+    return jnp.einsum("bhwgpc,pcgf->bhwgf", patches, kernels).reshape(*patches.shape[:3], features)
 
 
 def _by_two_rows_and_columns(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -96,10 +119,12 @@ class Dropout(nn.Module):
     Attributes:
       rate: Fraction of the activations that are dropped.
       axis_name: Mesh axis over which the batch is split, or None.
+      whole_examples: Drops all of an example or nothing of it (stochastic depth).
     """
 
     rate: float
     axis_name: str | None
+    whole_examples: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -108,9 +133,10 @@ class Dropout(nn.Module):
         first = lax.axis_index(self.axis_name) * len(x) if self.axis_name else 0
         keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), first + jnp.arange(len(x)))
         # Two 16-bit numbers from each random word: random numbers are most of dropout's cost.
-        size = math.prod(x.shape[1:])
+        shape = (1,) * (x.ndim - 1) if self.whole_examples else x.shape[1:]
+        size = math.prod(shape)
         words = jax.vmap(lambda key: jax.random.bits(key, ((size + 1) // 2,)))(keys)
-        numbers = lax.bitcast_convert_type(words, jnp.uint16).reshape(len(x), -1)[:, :size].reshape(x.shape)
+        numbers = lax.bitcast_convert_type(words, jnp.uint16).reshape(len(x), -1)[:, :size].reshape(-1, *shape)
         return jnp.where(numbers >= round(self.rate * 2**16), x / (1 - self.rate), 0)
 
 
@@ -124,7 +150,7 @@ class Network(nn.Module):
       num_classes: Width of the last layer.
       input_shape: Height, width and channels that the source fed it.
       activation: Key of ACTIVATIONS.
-      initializer: "keras" or "pytorch".
+      initializer: Key of INITIALIZERS.
       batch_norm_momentum: Weight of the running average's old value (1 - PyTorch's momentum).
       batch_norm_epsilon: Added to the variance.
       sync_batch_norm: Whether BatchNorm averages over the mesh axis.
@@ -150,32 +176,60 @@ class Network(nn.Module):
         names = [field.name for field in dataclasses.fields(self)]
         return sorted(name.removesuffix("_dropout") for name in names if name.endswith("_dropout"))
 
-    def initializers(self, fan_in: int) -> dict:
-        if self.initializer == "keras":
-            return {"kernel_init": nn.initializers.glorot_uniform()}
-        bound = 1 / math.sqrt(fan_in)
-        return {
-            "kernel_init": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-            "bias_init": lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
-        }
+    def conv(
+        self,
+        x,
+        features: int,
+        size: int,
+        padding: int | str | Sequence[tuple[int, int]] = 0,
+        stride: int = 1,
+        bias: bool = False,
+        groups: int = 1,
+        name=None,
+    ):
+        """`size` x `size` convolution.
 
-    def conv(self, x, features: int, size: int, padding=0, stride: int = 1, bias: bool = False, name=None):
-        """`size` x `size` convolution; `padding` in pixels on every side."""
+        Args:
+          x: `[B, H, W, C]`.
+          features: Channels that it returns.
+          size: Side of the kernel.
+          padding: Pixels on every side, or before and after along H and W, or "SAME" as TensorFlow has it.
+          stride: Along H and W.
+          bias: Whether there is one.
+          groups: Number of groups of channels; C makes it depthwise.
+          name: Of the layer.
+        """
+        build = INITIALIZERS[self.initializer][0]
+        # Keras' depthwise kernels are [h, w, C, 1], ours [h, w, 1, C].
+        axes = {"in_axis": -1, "out_axis": -2} if groups == x.shape[-1] > 1 and self.initializer != "pytorch" else {}
         return nn.Conv(
             features,
             (size, size),
             (stride, stride),
             padding,
+            feature_group_count=groups,
             use_bias=bias,
             dtype=jnp.float32 if name == "head" else self.dtype,
             conv_general_dilated=matmul_convolution if self.convolution == "matmul" else None,
             name=name,
-            **self.initializers(size * size * x.shape[-1]),
+            kernel_init=build(**axes),
+            bias_init=self._bias_init(size * size * x.shape[-1] // groups),
         )(x)
 
     def dense(self, x, features: int, name=None):
-        dtype = jnp.float32 if name == "head" else self.dtype
-        return nn.Dense(features, dtype=dtype, name=name, **self.initializers(x.shape[-1]))(x)
+        return nn.Dense(
+            features,
+            dtype=jnp.float32 if name == "head" else self.dtype,
+            name=name,
+            kernel_init=INITIALIZERS[self.initializer][1](),
+            bias_init=self._bias_init(x.shape[-1]),
+        )(x)
+
+    def _bias_init(self, fan_in: int) -> Callable:
+        if self.initializer != "pytorch":
+            return nn.initializers.zeros
+        bound = 1 / math.sqrt(fan_in)
+        return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
     def batch_norm(self, x, train: bool, name=None):
         return nn.BatchNorm(
@@ -187,8 +241,8 @@ class Network(nn.Module):
             name=name,
         )(x)
 
-    def dropout(self, x, rate: float, train: bool):
-        return Dropout(rate, self.axis_name)(x, train)
+    def dropout(self, x, rate: float, train: bool, whole_examples: bool = False):
+        return Dropout(rate, self.axis_name, whole_examples)(x, train)
 
     def activate(self, x):
         return ACTIVATIONS[self.activation](x)
