@@ -10,6 +10,9 @@ from emnist_jax.models.densenet import DenseNet
 from emnist_jax.models.layers import ACTIVATIONS, INITIALIZERS, Network
 from emnist_jax.models.lenet5 import LeNet5
 from emnist_jax.models.plain import CNN, GAP, ONECYCLE, SQUEEZE, Plain
+from emnist_jax.models.resnet import ResNet
+
+_IMAGENET = (224, 224, 3)
 
 MODELS = {
     "densenet": DenseNet,
@@ -30,6 +33,8 @@ MODELS = {
     },
     **{f"mnist_gap_{version}": partial(Plain, layers=layers) for version, layers in GAP.items()},
     "mnist_onecycle": partial(Plain, layers=ONECYCLE, convolution_dropout=0.05),
+    "resnet50": ResNet,
+    "resnet50_imagenet": partial(ResNet, input_shape=_IMAGENET),
 }
 
 

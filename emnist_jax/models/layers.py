@@ -155,7 +155,7 @@ class Network(nn.Module):
       batch_norm_epsilon: Added to the variance.
       sync_batch_norm: Whether BatchNorm averages over the mesh axis.
       axis_name: Mesh axis over which the batch is split, or None outside `shard_map`.
-      dtype: Of the computation; the layer named "head" is always float32.
+      dtype: Of the computation; the layer named "head" is at least float32.
       convolution: "xla" or "matmul".
     """
 
@@ -209,7 +209,7 @@ class Network(nn.Module):
             padding,
             feature_group_count=groups,
             use_bias=bias,
-            dtype=jnp.float32 if name == "head" else self.dtype,
+            dtype=self._layer_dtype(name),
             conv_general_dilated=matmul_convolution if self.convolution == "matmul" else None,
             name=name,
             kernel_init=build(**axes),
@@ -219,11 +219,14 @@ class Network(nn.Module):
     def dense(self, x, features: int, name=None):
         return nn.Dense(
             features,
-            dtype=jnp.float32 if name == "head" else self.dtype,
+            dtype=self._layer_dtype(name),
             name=name,
             kernel_init=INITIALIZERS[self.initializer][1](),
             bias_init=self._bias_init(x.shape[-1]),
         )(x)
+
+    def _layer_dtype(self, name):
+        return jnp.promote_types(self.dtype, jnp.float32) if name == "head" else self.dtype
 
     def _bias_init(self, fan_in: int) -> Callable:
         if self.initializer != "pytorch":
