@@ -7,6 +7,7 @@ Nesterov SGD at 0.001, batch 1024, ELU, dropout 0.3, aug_4, ReduceLROnPlateau, e
 Variants (the study's names; the rest stays as in the final recipe):
     layer_1, layer_2, layer_3, layer_4, layer_4_2, layer_4_3, 121_base   other networks
     dropout_1, dropout_1_1, dropout_2, ..., dropout_5, dropout_5_1       dropout at one place alone
+    relu, leaky_relu, elu, swish                                         the activation
     aug_1 ... aug_5     rotation, + shift, + distortion, + zoom, + brightness
     pretrain            on ByMerge, batch 2048, 5 epochs, learning rate 0.1: the first half of its transfer_2
 The second half: --config=configs/densenet.py --config.init_from=runs/densenet_pretrain. Beware: ByMerge's train split
@@ -17,7 +18,8 @@ figures for its ranges of shift, distortion, zoom and brightness, and none for t
 its ResNet-50 are used).
 """
 
-from emnist_jax.config import ConfigDict, base
+from emnist_jax import study
+from emnist_jax.config import ConfigDict
 from emnist_jax.errors import unknown
 
 LAYERS = ("layer_1", "layer_2", "layer_3", "layer_4", "layer_4_2", "layer_4_3", "121_base")
@@ -30,32 +32,16 @@ DROPOUT = {
     "dropout_5": ("stem", 0.5),
     "dropout_5_1": ("stem", 0.2),
 }
-# Each stack of augmentations adds one to the stack before it.
-AUGMENTATIONS = {
-    "aug_1": ("max_rotation_degrees", 10.0),
-    "aug_2": ("max_shift_pixels", 2.0),
-    "aug_3": ("elastic_displacement_pixels", 1.0),
-    "aug_4": ("max_zoom_fraction", 0.1),
-    "aug_5": ("max_brightness_fraction", 0.1),
-}
+ACTIVATIONS = ("relu", "leaky_relu", "elu", "swish")
 
 
 def get_config(variant: str = "final") -> ConfigDict:
-    config = base()
-    config.dataset.name = "emnist/balanced"
+    config = study.recipe("densenet")
     config.optimizer.name = "nesterov"
     config.optimizer.learning_rate = 0.001
-    config.schedule.name = "plateau"
-    config.schedule.factor = 0.1
-    config.schedule.patience_epochs = 10
-    config.schedule.min_learning_rate = 1e-6
     config.training.batch_size = 1024
     config.training.epochs = 100.0
-    config.training.early_stopping_epochs = 20
-    stack = variant if variant in AUGMENTATIONS else "aug_4"
-    for name, (key, value) in AUGMENTATIONS.items():
-        if name <= stack:
-            config.augmentation[key] = value
+    study.augment(config, variant if variant in study.AUGMENTATIONS else "aug_4")
 
     if variant in LAYERS:
         config.model.name = f"densenet_{variant}"
@@ -63,6 +49,8 @@ def get_config(variant: str = "final") -> ConfigDict:
         config.model.dropout.head = 0.0
         place, rate = DROPOUT[variant]
         config.model.dropout[place] = rate
+    elif variant in ACTIVATIONS:
+        config.model.activation = variant
     elif variant == "pretrain":
         config.dataset.name = "emnist/bymerge"
         config.optimizer.learning_rate = 0.1
@@ -70,6 +58,6 @@ def get_config(variant: str = "final") -> ConfigDict:
         config.training.batch_size = 2048
         config.training.epochs = 5.0
         config.training.early_stopping_epochs = None
-    elif variant not in ("final", *AUGMENTATIONS):
-        raise unknown("variant", variant, ("final", *LAYERS, *DROPOUT, *AUGMENTATIONS, "pretrain"))
+    elif variant not in ("final", *study.AUGMENTATIONS):
+        raise unknown("variant", variant, ("final", *LAYERS, *DROPOUT, *ACTIVATIONS, *study.AUGMENTATIONS, "pretrain"))
     return config

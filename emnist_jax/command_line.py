@@ -19,18 +19,24 @@ def config_name() -> str:
     return "_".join(filter(None, (Path(path).stem, argument)))
 
 
-def run(main: Callable) -> None:
-    """Parses the flags and calls `main(config)`; a UserError or a wrong flag ends with one line and code 2."""
+def run(main: Callable, config_required: bool = True) -> None:
+    """Parses the flags and calls `main(config)`; a UserError or a wrong flag ends with one line and code 2.
+
+    Args:
+      main: The program. Without `--config` it gets None where the config is not required.
+      config_required: Whether `--config` must be there.
+    """
 
     def parse(argv: list[str]) -> list[str]:
         try:
             _check_keys(argv)
             rest = flags.FLAGS(argv)
-            if _CONFIG.value is None:
+            if _CONFIG.value is None and config_required:
                 raise UserError("pass --config=FILE, e.g. --config=configs/quickstart.py")
             if len(rest) > 1:
                 raise UserError(f"unexpected argument {rest[1]!r}")
-            _CONFIG.value.lock()
+            if _CONFIG.value is not None:
+                _CONFIG.value.lock()
             return rest
         except OSError as error:
             # ml_collections: "Failed loading config file NAME\n  Attempted ...\n [Errno 2] ... : 'path'".

@@ -208,6 +208,7 @@ def train_and_evaluate(config, workdir: Path) -> dict:
             "inference_seconds": inference_seconds,
             "seed": config.seed,
             **environment,
+            "history": progress["epochs"],
         }
         tensorboard.scalars({f"test/{name}": test[name] for name in ("loss", "top1", "top5")}, step)
         title = f"{config.model.name} on {dataset_label}, test"

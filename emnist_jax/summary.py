@@ -1,5 +1,7 @@
 """Prints a network's layers, size, reach and work: `python -m emnist_jax.summary --config=configs/densenet.py`.
 
+`python -m emnist_jax.summary --all` prints the counts of all networks, beside the published ones.
+
 Receptive field and multiply-adds are read off the traced computation, so that they hold for any network.
 """
 
@@ -9,13 +11,19 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from absl import flags
 from jax.extend import core
+from rich import box
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from emnist_jax import command_line, datasets, models
 from emnist_jax.config import validate
+from emnist_jax.errors import UserError
 from emnist_jax.models.layers import Network
+
+_ALL = flags.DEFINE_bool("all", False, "The counts of all networks, in place of one network's layers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,16 +152,16 @@ def _multiply_adds(equation) -> int:
     return 0
 
 
-def main(config) -> None:
+def describe(config) -> None:
+    """Prints the layers of the network of a config."""
     validate(config)
     model = models.create(config.model, len(datasets.class_names(config.dataset.name)))
     summary = summarize(model)
-    table = Table(title=f"{config.model.name}, input {' x '.join(map(str, model.input_shape))}")
+    table = Table(title=f"{config.model.name}, input {_shape(model.input_shape)}")
     for column in ("layer", "kind", "output", "parameters"):
         table.add_column(column, justify="right" if column == "parameters" else "left")
     for layer in summary.layers:
-        shape = " x ".join(map(str, layer.output_shape[1:]))
-        table.add_row(layer.name, layer.kind, shape, f"{layer.parameters:,}")
+        table.add_row(layer.name, layer.kind, _shape(layer.output_shape[1:]), f"{layer.parameters:,}")
     console = Console()
     console.print(table)
     console.print(f"Receptive field: {summary.receptive_field} x {summary.receptive_field} pixels")
@@ -163,5 +171,41 @@ def main(config) -> None:
     console.print(f"Non-trainable params: {summary.non_trainable:,}")
 
 
+def describe_all() -> None:
+    """Prints a Markdown table of every network at every number of classes that it is published or used with."""
+    # Wide enough for the longest row, whatever the terminal: the table goes into the README.
+    table = Table(box=box.MARKDOWN)
+    for column in ("model", "input", "classes", "total", "trainable", "multiply-adds", "published", "source"):
+        table.add_column(column, justify="left" if column in ("model", "source") else "right", no_wrap=True)
+    for name, classes in track(models.SETTINGS, "Tracing the networks", console=Console(stderr=True), transient=True):
+        model = models.MODELS[name](num_classes=classes)
+        summary = summarize(model)
+        published = models.PUBLISHED.get((name, classes))
+        table.add_row(
+            f"`{name}`",
+            _shape(model.input_shape),
+            f"{classes:,}",
+            f"{summary.trainable + summary.non_trainable:,}",
+            f"{summary.trainable:,}",
+            f"{summary.multiply_adds:,}",
+            f"{published.count:,} {published.of}" if published else "",
+            published.source if published else "",
+        )
+    Console(width=200).print(table)
+
+
+def _shape(shape) -> str:
+    return " x ".join(map(str, shape))
+
+
+def main(config) -> None:
+    if _ALL.value:
+        describe_all()
+    elif config is None:
+        raise UserError("pass --config=FILE, e.g. --config=configs/densenet.py, or --all")
+    else:
+        describe(config)
+
+
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, config_required=False)

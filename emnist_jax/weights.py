@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from emnist_jax.errors import UserError
 
-_HEADS = {"predictions", "conv_preds", "fc", "fc1000", "classifier"}
+_HEADS = {"predictions", "conv_preds", "fc", "fc1000", "classifier", "classifier_0"}
 _KERAS = {
     "kernel": ("params", "kernel"),
     "depthwise_kernel": ("params", "kernel"),

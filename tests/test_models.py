@@ -29,6 +29,14 @@ EXPECTED = {
     "densenet_layer_4_2": (47, 1_201_151, 1_188_127, 13_024),
     "densenet_layer_4_3": (47, 1_201_151, 1_188_127, 13_024),
     "densenet_121_base": (47, 7_085_679, 7_002_031, 83_648),
+    "densenet121": (47, 7_085_679, 7_002_031, 83_648),
+    "densenet121_imagenet": (1000, 8_062_504, 7_978_856, 83_648),
+    "dpn68": (47, 11_882_869, 11_817_753, 65_116),
+    "dpn68_imagenet": (1000, 12_676_718, 12_611_602, 65_116),
+    "dpn92": (47, 35_230_991, 35_105_775, 125_216),
+    "dpn92_imagenet": (1000, 37_793_608, 37_668_392, 125_216),
+    "efficientnet_b1": (47, 6_635_439, 6_573_391, 62_048),
+    "efficientnet_b1_imagenet": (1000, 7_856_232, 7_794_184, 62_048),
     "lenet5": (47, 65_151, 65_151, 0),
     "lenet5_rbf": (47, 65_104, 65_104, 0),
     "mnist_cnn": (10, 242_442, 241_994, 448),  # no published count: ours
@@ -48,14 +56,47 @@ EXPECTED = {
     "mnist_gap_v4": (10, 6_053, 5_893, 160),
     "mnist_gap_v5": (10, 6_053, 5_893, 160),
     "mnist_onecycle": (10, 9_978, 9_798, 180),
+    "mobilenet": (47, 3_277_039, 3_255_151, 21_888),
+    "mobilenet_imagenet": (1000, 4_253_864, 4_231_976, 21_888),
+    "mobilenet_v2": (47, 2_318_191, 2_284_079, 34_112),
+    "mobilenet_v2_imagenet": (1000, 3_538_984, 3_504_872, 34_112),
+    "shufflenet": (47, 974_328, 949_848, 24_480),
+    "shufflenet_imagenet": (1000, 1_889_208, 1_864_728, 24_480),
+    "shufflenet_v2": (47, 1_317_959, 1_301_779, 16_180),
+    "shufflenet_v2_imagenet": (1000, 2_294_784, 2_278_604, 16_180),
+    "vgg16": (47, 33_789_807, 33_789_807, 0),
+    "vgg16_imagenet": (1000, 138_357_544, 138_357_544, 0),
+    "vgg16_bn": (47, 33_806_703, 33_798_255, 8_448),
+    "vgg16_bn_imagenet": (1000, 138_374_440, 138_365_992, 8_448),
+    "wrn_28_10": (47, 36_520_863, 36_502_911, 17_952),
+    "wrn_40_2": (47, 2_253_727, 2_248_319, 5_408),
 }
 
 # Biases of convolutions right before a BatchNorm, which takes them out again: their gradient is 0.
-CANCELLED = {"mnist_cnn": {"conv1/bias", "conv3/bias", "conv5/bias"}}
+CANCELLED = {
+    "mnist_cnn": {"conv1/bias", "conv3/bias", "conv5/bias"},
+    **dict.fromkeys(
+        ("vgg16_bn", "vgg16_bn_imagenet"), {f"block{i}_conv{j}/bias" for i in range(1, 6) for j in range(1, 4)}
+    ),
+    # BatchNorm's, with nothing but a 1x1 convolution before the next.
+    **dict.fromkeys(
+        ("mobilenet_v2", "mobilenet_v2_imagenet"),
+        {f"{block}_project_BN/bias" for block in ("expanded_conv", *(f"block_{i}" for i in range(1, 17)))},
+    ),
+    **dict.fromkeys(("shufflenet", "shufflenet_imagenet"), {f"features_{i}_branch_main_1_4/bias" for i in range(16)}),
+    **dict.fromkeys(
+        ("shufflenet_v2", "shufflenet_v2_imagenet"),
+        {f"stage{i}_0_branch1_1/bias" for i in (2, 3, 4)}
+        | {f"stage{i}_{j}_branch2_4/bias" for i, blocks in ((2, 4), (3, 8), (4, 4)) for j in range(blocks)},
+    ),
+}
 
 DENSENETS = [name for name in EXPECTED if name.startswith("densenet")]
+MOBILENETS = [name for name in EXPECTED if name.startswith("mobilenet")]
+LARGE = [name for name in EXPECTED if name.startswith(("dpn", "shufflenet", "wrn"))]
+VGGS = [name for name in EXPECTED if name.startswith("vgg")]
 # Left to `-m slow`: made of the same kinds of layers as the others.
-SLOW = {*DENSENETS, "mnist_squeeze_2", "mnist_squeeze_3", "mnist_squeeze_5"} - {"densenet"}
+SLOW = {*DENSENETS, *LARGE, *MOBILENETS, *VGGS, "mnist_squeeze_2", "mnist_squeeze_3", "mnist_squeeze_5"} - {"densenet"}
 # Networks that differ from another in the recipe only.
 TWINS = {
     "mnist_squeeze_8": "mnist_squeeze_7",
@@ -149,6 +190,11 @@ def test_parameter_counts(name):
     assert counts(create(name)) == EXPECTED[name][1:]
 
 
+@pytest.mark.parametrize(("name", "published"), [("wrn_28_10", 36_479_194), ("wrn_40_2", 2_243_546)])
+def test_published_parameter_counts_of_the_wide_resnets(name, published):
+    assert counts(models.create(settings(name), 10))[1] == published
+
+
 def test_parameter_count_of_the_byclass_pretraining():
     assert counts(models.create(settings("densenet"), 62))[0] == 2_159_462
 
@@ -158,7 +204,7 @@ def test_last_features_and_stems_of_the_densenets():
         model = create(name)
         init = partial(model.init_with_output, train=False, capture_intermediates=True)
         seen = jax.eval_shape(init, key(), batch(model, 1))[1]["intermediates"]
-        return seen["stem_conv"]["__call__"][0].shape, seen["final_norm"]["__call__"][0].shape
+        return seen["conv1_conv"]["__call__"][0].shape, seen["bn"]["__call__"][0].shape
 
     assert shapes("densenet") == ((1, 16, 16, 64), (1, 1, 1, 452))
     # "Less zero padding", at the same count.
@@ -182,6 +228,8 @@ def test_twins(name, twin):
 def test_forward_and_backward(name):
     model = create(name, convolution="xla")  # compiles faster
     variables = init(model)
+    # Off 0, where some means stay.
+    variables["batch_stats"] = jax.tree.map(lambda x: x + 0.1, variables["batch_stats"])
     images, others = batch(model), batch(model, seed=1).at[0].set(batch(model)[0])
     logits, batch_stats, gradients, evaluated = train_and_evaluate(model, variables, images, others)
 
@@ -198,7 +246,9 @@ def test_forward_and_backward(name):
         assert np.isfinite(gradient).all(), path
         size = np.abs(gradient).max()
         if path in CANCELLED.get(name, ()):
-            assert size < 1e-4 * np.abs(gradients[path.replace("bias", "kernel")]).max(), path
+            layer = path.removesuffix("bias")
+            other = gradients.get(f"{layer}kernel", gradients.get(f"{layer}scale"))
+            assert size < 1e-4 * np.abs(other).max(), path
         else:
             assert size > 1e-6, path
 
@@ -279,6 +329,9 @@ def test_dropout_of_the_study_reaches_the_densenet(place, rate, calls):
 
 def test_dropout_rates_of_the_sources():
     assert dropout_rates(tiny_densenet()) == [0.0] * 8 + [0.3]
+    assert not any(dropout_rates(create("densenet121")))
+    residual = [i for i in range(23) if i not in (0, 2, 5, 8, 12, 16, 21)]
+    np.testing.assert_allclose(dropout_rates(create("efficientnet_b1")), [*(0.2 * i / 23 for i in residual), 0.2])
     assert dropout_rates(create("lenet5")) == dropout_rates(create("lenet5_rbf")) == [0.5]
     assert dropout_rates(create("mnist_cnn")) == [0.4]
     for number, count in ((4, 0), (5, 6), (6, 6), (7, 5), (10, 5)):
@@ -353,40 +406,52 @@ def test_initial_weights(name, initializer):
 
 def test_initial_weights_follow_the_source():
     keras = {name for name in EXPECTED if create(name).initializer == "keras"}
-    assert keras == {*DENSENETS, "lenet5", "lenet5_rbf"}
+    assert keras == {*DENSENETS, *MOBILENETS, "lenet5", "lenet5_rbf", "vgg16", "vgg16_imagenet"}
     centres = flat(init(create("lenet5_rbf"))["params"])["head/centres"]
     assert_uniform(centres, np.sqrt(6 / (47 + 84)), "centres")
 
 
 @pytest.mark.parametrize(
-    ("image", "kernel", "features", "strides", "padding"),
+    ("image", "kernel", "features", "strides", "padding", "groups"),
     [
         # Odd square kernels of stride 1 go another way where the features are few.
-        ((8, 8), (3, 3), 5, (1, 1), "SAME"),
-        ((8, 8), (3, 3), 24, (1, 1), "SAME"),
-        ((9, 7), (3, 3), 16, (1, 1), "VALID"),
-        ((9, 7), (3, 3), 17, (1, 1), "VALID"),
-        ((7, 10), (5, 5), 4, (1, 1), ((2, 2), (2, 2))),
-        ((5, 5), (5, 5), 4, (1, 1), "VALID"),
-        ((3, 4), (3, 3), 4, (1, 1), ((0, 1), (1, 0))),
-        ((9, 8), (3, 3), 4, (2, 2), "SAME"),
-        ((8, 9), (3, 3), 24, (2, 1), ((1, 0), (0, 2))),
-        ((11, 10), (7, 7), 4, (2, 2), ((3, 3), (3, 3))),
-        ((6, 7), (1, 1), 4, (1, 1), "VALID"),
-        ((6, 7), (1, 1), 24, (2, 3), "SAME"),
-        ((7, 6), (2, 3), 4, (1, 1), "SAME"),
-        ((6, 6), (6, 6), 4, (1, 1), "VALID"),
+        ((8, 8), (3, 3), 5, (1, 1), "SAME", 1),
+        ((8, 8), (3, 3), 24, (1, 1), "SAME", 1),
+        ((9, 7), (3, 3), 16, (1, 1), "VALID", 1),
+        ((9, 7), (3, 3), 17, (1, 1), "VALID", 1),
+        ((7, 10), (5, 5), 4, (1, 1), ((2, 2), (2, 2)), 1),
+        ((5, 5), (5, 5), 4, (1, 1), "VALID", 1),
+        ((3, 4), (3, 3), 4, (1, 1), ((0, 1), (1, 0)), 1),
+        ((9, 8), (3, 3), 4, (2, 2), "SAME", 1),
+        ((8, 9), (3, 3), 24, (2, 1), ((1, 0), (0, 2)), 1),
+        ((11, 10), (7, 7), 4, (2, 2), ((3, 3), (3, 3)), 1),
+        ((6, 7), (1, 1), 4, (1, 1), "VALID", 1),
+        ((6, 7), (1, 1), 24, (2, 3), "SAME", 1),
+        ((7, 6), (2, 3), 4, (1, 1), "SAME", 1),
+        ((6, 6), (6, 6), 4, (1, 1), "VALID", 1),
+        # Grouped, depthwise and depthwise with two features a channel.
+        ((8, 8), (3, 3), 12, (1, 1), "SAME", 3),
+        ((9, 8), (3, 3), 6, (2, 2), "SAME", 2),
+        ((8, 7), (1, 1), 9, (1, 1), "VALID", 3),
+        ((8, 7), (1, 1), 6, (2, 2), "SAME", 2),
+        ((8, 8), (3, 3), 6, (1, 1), "SAME", 6),
+        ((8, 9), (3, 3), 6, (2, 2), ((1, 1), (1, 1)), 6),
+        ((8, 9), (5, 5), 6, (2, 2), "SAME", 6),
+        ((1, 1), (3, 3), 6, (2, 2), ((1, 1), (1, 1)), 6),
+        ((7, 8), (3, 3), 12, (2, 2), "SAME", 6),
     ],
 )
-def test_matmul_convolution_equals_xla_s(image, kernel, features, strides, padding):
+def test_matmul_convolution_equals_xla_s(image, kernel, features, strides, padding, groups):
     rng = np.random.default_rng(0)
-    inputs = jnp.asarray(rng.normal(size=(2, *image, 3)), jnp.float32)
-    weights = jnp.asarray(rng.normal(size=(*kernel, 3, features)), jnp.float32)
+    inputs = jnp.asarray(rng.normal(size=(2, *image, 6)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(*kernel, 6 // groups, features)), jnp.float32)
     layout = ("NHWC", "HWIO", "NHWC")
 
     def run(convolution):
         def total(inputs, weights):
-            outputs = convolution(inputs, weights, strides, padding, dimension_numbers=layout)
+            outputs = convolution(
+                inputs, weights, strides, padding, dimension_numbers=layout, feature_group_count=groups
+            )
             return jnp.square(outputs).sum(), outputs
 
         function = jax.jit(jax.grad(total, (0, 1), has_aux=True), compiler_options=FAST)

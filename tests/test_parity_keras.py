@@ -1,5 +1,7 @@
 """Our networks against `keras.applications`, on Keras' JAX backend: logits and gradients from the same weights."""
 
+from functools import partial
+
 import pytest
 
 from emnist_jax import models
@@ -10,9 +12,26 @@ applications = keras.applications
 
 pytestmark = pytest.mark.parity
 
+
+def efficientnet_b1(**settings):
+    """Returns EfficientNet-B1 for normalised images, without dropout."""
+    model = applications.EfficientNetB1(**settings)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Rescaling):
+            layer.scale = 1.0
+        elif isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0.0
+    return model
+
+
 # Model -> builder(**settings) of its reference.
 REFERENCES = {
+    "densenet121": applications.DenseNet121,
+    "efficientnet_b1": efficientnet_b1,
+    "mobilenet": partial(applications.MobileNet, dropout=0.0),
+    "mobilenet_v2": applications.MobileNetV2,
     "resnet50": applications.ResNet50,
+    "vgg16": applications.VGG16,
 }
 CLASSES = 47
 

@@ -1,7 +1,8 @@
-"""DenseNet-BC of the EMNIST Balanced study, in all its variants.
+"""DenseNet-BC (Densely Connected Convolutional Networks, arXiv 1608.06993) as `keras.applications` builds it.
 
-Densely Connected Convolutional Networks (arXiv 1608.06993) as `keras.applications.densenet` builds it, with
-ELU for ReLU, average pooling in the stem, dropout before the head, and 32x32 inputs.
+The EMNIST Balanced study's variants of it have ELU for ReLU, average pooling in the stem, dropout before the head,
+and 32x32 inputs. DenseNet-121 itself has 8,062,504 parameters at 224x224x3 and 1,000 classes; at 32x32x3 and 47
+classes 7,085,679, with the same layers: stem and pool then leave 8x8 pixels, and the last block 1x1.
 """
 
 import flax.linen as nn
@@ -17,7 +18,9 @@ class DenseNet(Network):
       blocks: Number of layers of each dense block.
       growth: Channels that each layer adds.
       compression: Share of the channels that a transition keeps.
+      stem_stride: Stride of the first convolution.
       stem_padding: Zeros around the input of the first convolution, in pixels.
+      max_pool: Whether the stem takes the maximum (DenseNet-121) instead of the average (the study).
       stem_dropout: After the first convolution (the study's dropout_5).
       convolution_dropout: After each convolution inside the dense blocks (dropout_4).
       block_dropout: After each dense block (dropout_2).
@@ -28,7 +31,9 @@ class DenseNet(Network):
     blocks: tuple[int, ...] = (3, 6, 12, 6)
     growth: int = 32
     compression: float = 0.5
+    stem_stride: int = 2
     stem_padding: int = 3
+    max_pool: bool = False
     stem_dropout: float = 0.0
     convolution_dropout: float = 0.0
     block_dropout: float = 0.0
@@ -42,26 +47,28 @@ class DenseNet(Network):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        x = self.conv(x, 64, 7, self.stem_padding, stride=2, name="stem_conv")
-        x = self.activate(self.batch_norm(x, train, "stem_norm"))
+        x = self.conv(x, 64, 7, self.stem_padding, self.stem_stride, name="conv1_conv")
+        x = self.activate(self.batch_norm(x, train, "conv1_bn"))
         x = self.dropout(x, self.stem_dropout, train)
-        x = nn.avg_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-        for i, layers in enumerate(self.blocks, 1):
+        # Zeros, also for the maximum: they count where an activation can be negative.
+        pool = nn.max_pool if self.max_pool else nn.avg_pool
+        x = pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
+        for i, layers in enumerate(self.blocks, 2):
             for j in range(1, layers + 1):
-                name = f"block{i}_layer{j}"
-                y = self.activate(self.batch_norm(x, train, f"{name}_norm1"))
-                y = self.conv(y, 4 * self.growth, 1, name=f"{name}_conv1")
+                name = f"conv{i}_block{j}"
+                y = self.activate(self.batch_norm(x, train, f"{name}_0_bn"))
+                y = self.conv(y, 4 * self.growth, 1, name=f"{name}_1_conv")
                 y = self.dropout(y, self.convolution_dropout, train)
-                y = self.activate(self.batch_norm(y, train, f"{name}_norm2"))
-                y = self.conv(y, self.growth, 3, 1, name=f"{name}_conv2")
+                y = self.activate(self.batch_norm(y, train, f"{name}_1_bn"))
+                y = self.conv(y, self.growth, 3, 1, name=f"{name}_2_conv")
                 y = self.dropout(y, self.convolution_dropout, train)
                 x = jnp.concatenate([x, y], axis=-1)
             x = self.dropout(x, self.block_dropout, train)
-            if i < len(self.blocks):
-                x = self.activate(self.batch_norm(x, train, f"transition{i}_norm"))
-                x = self.conv(x, int(x.shape[-1] * self.compression), 1, name=f"transition{i}_conv")
+            if i <= len(self.blocks):
+                x = self.activate(self.batch_norm(x, train, f"pool{i}_bn"))
+                x = self.conv(x, int(x.shape[-1] * self.compression), 1, name=f"pool{i}_conv")
                 x = nn.avg_pool(x, (2, 2), (2, 2))
                 x = self.dropout(x, self.transition_dropout, train)
-        x = self.activate(self.batch_norm(x, train, "final_norm"))
+        x = self.activate(self.batch_norm(x, train, "bn"))
         x = self.dropout(x.mean((1, 2)), self.head_dropout, train)
         return self.dense(x, self.num_classes, "head")

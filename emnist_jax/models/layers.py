@@ -216,9 +216,10 @@ class Network(nn.Module):
             bias_init=self._bias_init(size * size * x.shape[-1] // groups),
         )(x)
 
-    def dense(self, x, features: int, name=None):
+    def dense(self, x, features: int, name=None, bias: bool = True):
         return nn.Dense(
             features,
+            use_bias=bias,
             dtype=self._layer_dtype(name),
             name=name,
             kernel_init=INITIALIZERS[self.initializer][1](),
