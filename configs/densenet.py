@@ -9,6 +9,7 @@ Variants (the study's names; the rest stays as in the final recipe):
     dropout_1, dropout_1_1, dropout_2, ..., dropout_5, dropout_5_1       dropout at one place alone
     relu, leaky_relu, elu, swish                                         the activation
     aug_1 ... aug_5     rotation, + shift, + distortion, + zoom, + brightness
+    fixed               the recipe of the other networks' configs (`study.candidate`), to compare them
     pretrain            on ByMerge, batch 2048, 5 epochs, learning rate 0.1: the first half of its transfer_2
 The second half: --config=configs/densenet.py --config.init_from=runs/densenet_pretrain. Beware: ByMerge's train split
 holds about 6/7 of the images of Balanced's test split, so an accuracy after this transfer is no clean result.
@@ -36,6 +37,8 @@ ACTIVATIONS = ("relu", "leaky_relu", "elu", "swish")
 
 
 def get_config(variant: str = "final") -> ConfigDict:
+    if variant == "fixed":
+        return study.candidate("densenet", variant)
     config = study.recipe("densenet")
     config.optimizer.name = "nesterov"
     config.optimizer.learning_rate = 0.001
@@ -59,5 +62,7 @@ def get_config(variant: str = "final") -> ConfigDict:
         config.training.epochs = 5.0
         config.training.early_stopping_epochs = None
     elif variant not in ("final", *study.AUGMENTATIONS):
-        raise unknown("variant", variant, ("final", *LAYERS, *DROPOUT, *ACTIVATIONS, *study.AUGMENTATIONS, "pretrain"))
+        raise unknown(
+            "variant", variant, ("final", *LAYERS, *DROPOUT, *ACTIVATIONS, *study.AUGMENTATIONS, "fixed", "pretrain")
+        )
     return config

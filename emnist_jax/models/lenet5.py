@@ -46,5 +46,5 @@ class LeNet5(Network):
         x = nn.avg_pool(x, (2, 2), (2, 2))
         x = self.activate(self.conv(x, 120, 5, bias=True, name="c5"))
         x = self.activate(self.dense(x.reshape(len(x), -1), 84, "f6"))
-        x = self.dropout(x, self.head_dropout, train).astype(jnp.float32)
+        x = self.dropout(x, self.head_dropout, train).astype(self._layer_dtype("head"))
         return RBF(self.num_classes, name="head")(x) if self.rbf else self.dense(x, self.num_classes, "head")
