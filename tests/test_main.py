@@ -1,5 +1,7 @@
 """The programs as a user starts them: every experiment file, and what bad input prints."""
 
+import importlib.util
+import itertools
 import json
 import os
 import re
@@ -10,15 +12,27 @@ from pathlib import Path
 import pytest
 
 from emnist_jax import config as config_lib
+from emnist_jax import models
+from emnist_jax.errors import UserError
 from emnist_jax.report import flatten
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
-ONE_STEP = CONFIGS + [
+QUICK = [name for name in CONFIGS if name.startswith(("densenet.py", "lenet5", "mnist", "quickstart"))]
+LARGE = [name for name in CONFIGS if name not in QUICK]
+ONE_STEP = QUICK + [
     pytest.param(name, marks=pytest.mark.slow)
     for name in (
+        *LARGE,
+        *(f"{name}:fixed" for name in LARGE),
         *(f"densenet.py:layer_{layer}" for layer in ("1", "2", "3", "4", "4_2", "4_3")),
-        *("densenet.py:121_base", "densenet.py:dropout_4", "densenet.py:aug_5", "densenet.py:pretrain"),
+        *(
+            "densenet.py:121_base",
+            "densenet.py:dropout_4",
+            "densenet.py:aug_5",
+            "densenet.py:pretrain",
+            "densenet.py:fixed",
+        ),
         *(f"mnist_squeeze.py:{i}" for i in range(1, 10)),
         *(f"mnist_gap.py:v{i}" for i in range(1, 5)),
     )
@@ -58,6 +72,60 @@ def test_every_config_trains(name, tmp_path):
     assert f"{result['parameters']:,}" in done.stdout
     assert f"tensorboard --logdir {tmp_path}" in done.stdout
     assert done.stderr == ""
+
+
+def load(name: str, *variant: str):
+    spec = importlib.util.spec_from_file_location("experiment", ROOT / "configs" / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*variant)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_the_candidates_study_and_fixed_settings(name):
+    study, fixed = load(name), load(name, "fixed")
+    for config in (study, fixed):
+        config_lib.validate(config)
+        models.create(config.model, 47)
+    assert study == load(name, "study")
+    assert (study.training.batch_size, study.training.epochs) == (2048, 200)
+    expected = {"resnet50.py": ("adam", 5e-4), "densenet121.py": ("nesterov", 0.01)}.get(name, ("sgd", 0.001))
+    assert (study.optimizer.name, study.optimizer.learning_rate) == expected
+    assert study.schedule.name == "plateau" and fixed.schedule.name == "onecycle"
+    published = models.create(study.model, 47)
+    assert getattr(published, "stem_stride", 1) == (1 if name in ("vgg16.py", "wide_resnet.py") else 2)
+    assert getattr(models.create(fixed.model, 47), "stem_stride", 1) == 1
+    with pytest.raises(UserError, match="unknown variant 'fixd'; did you mean 'fixed'"):
+        load(name, "fixd")
+
+
+def test_the_variants_of_the_densenet():
+    final = load("densenet.py")
+    assert (final.optimizer.name, final.optimizer.learning_rate, final.training.batch_size) == ("nesterov", 0.001, 1024)
+    assert {load("densenet.py", f"layer_{i}").model.name for i in (1, 2, 3)} == {
+        f"densenet_layer_{i}" for i in (1, 2, 3)
+    }
+    dropout = {
+        variant: {place: rate for place, rate in load("densenet.py", variant).model.dropout.items() if rate}
+        for variant in (f"dropout_{place}" for place in ("1", "1_1", "2", "3", "4", "5", "5_1"))
+    }
+    assert dropout == {
+        "dropout_1": {"head": 0.5},
+        "dropout_1_1": {"head": 0.3},
+        "dropout_2": {"block": 0.5},
+        "dropout_3": {"transition": 0.5},
+        "dropout_4": {"convolution": 0.2},
+        "dropout_5": {"stem": 0.5},
+        "dropout_5_1": {"stem": 0.2},
+    }
+    for activation in ("relu", "leaky_relu", "elu", "swish"):
+        assert load("densenet.py", activation).model.activation == activation
+    stacks = [
+        {key for key, value in load("densenet.py", f"aug_{i}").augmentation.items() if value != 4.0 and value}
+        for i in range(1, 6)
+    ]
+    assert [len(stack) for stack in stacks] == [1, 2, 3, 4, 5]
+    assert all(stack < larger for stack, larger in itertools.pairwise(stacks))
 
 
 @pytest.mark.parametrize(
@@ -107,8 +175,31 @@ def test_summary():
     done = run("summary", "--config=configs/densenet.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("Total params: 2,152,667\nTrainable params: 2,128,755\nNon-trainable params: 23,912\n")
-    assert re.search(r"block1_layer1_conv2\W+Conv\W+8 x 8 x 32\W+36,864", done.stdout)
+    assert re.search(r"conv2_block1_2_conv\W+Conv\W+8 x 8 x 32\W+36,864", done.stdout)
     assert re.search(r"head\W+Dense\W+47\W+21,291", done.stdout)
+
+
+def test_summary_needs_a_config_or_all():
+    done = run("summary")
+    assert (
+        done.returncode == 2
+        and done.stderr == "error: pass --config=FILE, e.g. --config=configs/densenet.py, or --all\n"
+    )
+
+
+@pytest.mark.slow
+def test_summary_of_all():
+    done = run("summary", "--all")
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.split("\n") if "`" in line]
+    assert [(row[0].strip("`"), int(row[2].replace(",", ""))) for row in rows] == models.SETTINGS
+    for _, _, _, total, trainable, _, published, _ in rows:
+        if published:
+            count, of = published.split()
+            assert count == {"total": total, "trainable": trainable}[of]
+    # The README shows this very table.
+    readme = (ROOT / "README.md").read_text()
+    assert all(line.strip() in readme for line in done.stdout.split("\n") if "`" in line)
 
 
 def test_every_key_of_the_base_config_is_read():
