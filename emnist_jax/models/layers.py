@@ -200,8 +200,9 @@ class Network(nn.Module):
           name: Of the layer.
         """
         build = INITIALIZERS[self.initializer][0]
-        # Keras' depthwise kernels are [h, w, C, 1], ours [h, w, 1, C].
-        axes = {"in_axis": -1, "out_axis": -2} if groups == x.shape[-1] > 1 and self.initializer != "pytorch" else {}
+        # Fans are those of Keras' depthwise kernels, [h, w, C, 1] where ours are [h, w, 1, C].
+        swapped = groups == x.shape[-1] > 1 and self.initializer in ("keras", "efficientnet")
+        axes = {"in_axis": -1, "out_axis": -2} if swapped else {}
         return nn.Conv(
             features,
             (size, size),
