@@ -102,7 +102,7 @@ def _read_h5(path: Path) -> dict[str, dict[str, np.ndarray]]:
     with h5py.File(path) as file:
         root = file.get("model_weights", file)
         if "layer_names" not in root.attrs:
-            raise ValueError("no Keras weights in HDF5 format by layer name (attribute layer_names)")
+            raise ValueError("no layer_names in it; model.save('FILE.h5') writes the HDF5 format by layer name")
         layers = {}
         for layer in map(_text, root.attrs["layer_names"]):
             for name in map(_text, root[layer].attrs["weight_names"]):
