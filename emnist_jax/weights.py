@@ -43,6 +43,8 @@ def load(source: str) -> tuple[dict, dict]:
       UserError: The file cannot be read, or is of another format.
     """
     kind, _, path = source.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"cannot read the weights {path}: no such file")
     try:
         return from_keras(_read_h5(Path(path))) if kind == "keras" else from_pytorch(load_file(path))
     # A damaged file shows as many kinds of exception.
