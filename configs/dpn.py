@@ -1,11 +1,11 @@
-"""DPN-68, one of the candidates of the EMNIST Balanced study.
+"""DPN-68 in the setting of the EMNIST Balanced study, or with a recipe that trains it (`:fixed`).
 
     python -m emnist_jax.main --config=configs/dpn.py
     python -m emnist_jax.main --config=configs/dpn.py:fixed
 
-The study's setting is batch 2048 with plain SGD at a constant 0.001. The study does not say which DPN it
-tried; --config.model.name=dpn92 is the larger one. `:fixed` keeps the stem at full resolution: stride 2 and
-max-pooling at once leave 8x8 of 32x32 pixels before the first block.
+The study's setting is batch 2048 with plain SGD at 0.001; it reports that several such networks did not train.
+Which DPN it tried it does not say; --config.model.name=dpn92 is the larger one. `:fixed` is `study.candidate`'s recipe
+with the stem at full resolution: stride 2 and max-pooling leave 8x8 of 32x32 pixels before the first block.
 """
 
 from emnist_jax import study

@@ -1,11 +1,10 @@
-"""ResNet-50 v1, as the EMNIST Balanced study trained it, or with a recipe that trains faster (`:fixed`).
+"""ResNet-50 v1 in the setting of the EMNIST Balanced study, or with the recipe that trains all its networks (`:fixed`).
 
     python -m emnist_jax.main --config=configs/resnet50.py
     python -m emnist_jax.main --config=configs/resnet50.py:fixed
 
-The study's setting: batch 2048, Adam at 5e-4, LeakyReLU, dropout 0.5; it reports 90.40 % top-1, on one batch. That is
-the one candidate beside the DenseNet that it got to train. `:fixed` keeps the stem at full resolution: with stride 2
-there, max-pooling and three more stages, 28x28 pixels are 1x1 when the last stage begins.
+The study's setting: batch 2048, Adam at 5e-4, LeakyReLU, dropout 0.5 before the head; it reports 90.40 % top-1.
+`:fixed` also keeps the stem at full resolution: with stride 2 there, the last stage sees 1x1 of 32x32 pixels.
 """
 
 from emnist_jax import study

@@ -1,10 +1,11 @@
-"""ShuffleNet v1 (3 groups), one of the candidates of the EMNIST Balanced study.
+"""ShuffleNet v1 in the setting of the EMNIST Balanced study, or with a recipe that trains it (`:fixed`).
 
     python -m emnist_jax.main --config=configs/shufflenet.py
     python -m emnist_jax.main --config=configs/shufflenet.py:fixed
 
-The study's setting is batch 2048 with plain SGD at a constant 0.001. `:fixed` keeps the stem at full
-resolution: stride 2 and max-pooling at once leave 8x8 of 32x32 pixels before the first block.
+The study's setting is batch 2048 with plain SGD at 0.001; it reports that several such networks did not train.
+`:fixed` is `study.candidate`'s recipe with the stem at full resolution: stride 2 and max-pooling leave 8x8 of
+32x32 pixels before the first block.
 """
 
 from emnist_jax import study

@@ -1,10 +1,11 @@
-"""ShuffleNet v2 1.0x, beside ShuffleNet v1, the candidate of the EMNIST Balanced study.
+"""ShuffleNet v2 in the EMNIST Balanced study's setting for v1, or with a recipe that trains it (`:fixed`).
 
     python -m emnist_jax.main --config=configs/shufflenet_v2.py
     python -m emnist_jax.main --config=configs/shufflenet_v2.py:fixed
 
-The study's setting is batch 2048 with plain SGD at a constant 0.001. `:fixed` keeps the stem at full
-resolution: stride 2 and max-pooling at once leave 8x8 of 32x32 pixels before the first block.
+The study did not try it; its setting for the others is batch 2048 with plain SGD at 0.001.
+`:fixed` is `study.candidate`'s recipe with the stem at full resolution: stride 2 and max-pooling leave 8x8 of
+32x32 pixels before the first block.
 """
 
 from emnist_jax import study

@@ -163,7 +163,7 @@ def _merge(source: str, theirs, ours):
         for path in theirs.keys() | shapes.keys()
         if path not in theirs or path not in shapes or theirs[path].shape != shapes[path]
     }
-    head = {path for path in shapes if path[0] == "head"}
+    head = {path for path in shapes.keys() | theirs.keys() if path[0] == "head"}
     if unexpected := sorted(differing - {"/".join(path) for path in head}):
         raise UserError(
             f"config.init_from={source} holds another network: {len(unexpected)} parameters differ, "
@@ -171,5 +171,7 @@ def _merge(source: str, theirs, ours):
         )
     if differing:
         log.info("init_from: the head has no match there and keeps its initial weights")
-    merged |= {path: leaf for path, leaf in theirs.items() if not (differing and path in head)}
+    merged |= {
+        path: np.asarray(leaf, merged[path].dtype) for path, leaf in theirs.items() if not (differing and path in head)
+    }
     return flax.traverse_util.unflatten_dict(merged)

@@ -18,7 +18,8 @@ def base() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of initial weights, order, augmentation and dropout
     # Start from other weights: a finished run's workdir, or keras:FILE.h5 or pytorch:FILE.safetensors with those of
-    # the network's reference implementation. The head keeps its initial weights where the classes differ.
+    # the network's reference implementation, which may want another dataset.mean and std. The head keeps its initial
+    # weights where the classes differ.
     config.init_from = placeholder(str)
 
     config.dataset = ConfigDict(

@@ -34,11 +34,12 @@ def augment(config: ConfigDict, stack: str) -> None:
 
 
 def candidate(model: str, variant: str) -> ConfigDict:
-    """Returns the config of one of the networks that the study tried before it settled on the DenseNet.
+    """Returns the config of a network that the study tried before it settled on the DenseNet, or of one like it.
 
     Args:
       model: Key of `models.MODELS`.
-      variant: "study": batch 2048, plain SGD at a constant 0.001, at most 200 epochs, as the study reports it.
+      variant: "study": batch 2048 and plain SGD at 0.001 without warm-up, as the study reports it, with the plateau,
+        early stopping and at most 200 epochs of its ResNet-50.
         "fixed": what trains it: batch 128, AdamW, a learning rate that rises to 0.002 and falls to nothing
         (OneCycle), BatchNorm that settles within an epoch, and the study's aug_4.
 

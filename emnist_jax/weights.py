@@ -1,29 +1,31 @@
 """Weights of the reference implementations, carried over to our networks.
 
-The networks' layers have the reference's names, with "_" for "."; the last layer is "head". So one rule for each
-framework serves every network: which reference a network follows is in its module's docstring.
+The layers of the networks with a reference implementation have its names, with "_" for "." and "/"; the last layer is
+"head". So one rule for each framework serves them all. Which reference a network follows is in its module's docstring.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 
-import h5py
 import numpy as np
-from safetensors.numpy import load_file
 
 from emnist_jax.errors import UserError
 
-_HEADS = {"predictions", "conv_preds", "fc", "fc1000", "classifier", "classifier_0"}
+# Also in Keras' older files, as are W_1 and b_1.
+_HEADS = {"predictions", "conv_preds", "probs", "Logits", "fc", "fc1000", "classifier", "classifier_0"}
 _KERAS = {
     "kernel": ("params", "kernel"),
     "depthwise_kernel": ("params", "kernel"),
+    "W_1": ("params", "kernel"),
     "bias": ("params", "bias"),
+    "b_1": ("params", "bias"),
     "gamma": ("params", "scale"),
     "beta": ("params", "bias"),
     "moving_mean": ("batch_stats", "mean"),
     "moving_variance": ("batch_stats", "var"),
 }
 _PYTORCH = {
+    "weight": ("params", "kernel"),
     "bias": ("params", "bias"),
     "running_mean": ("batch_stats", "mean"),
     "running_var": ("batch_stats", "var"),
@@ -46,7 +48,7 @@ def load(source: str) -> tuple[dict, dict]:
     if not Path(path).is_file():
         raise UserError(f"cannot read the weights {path}: no such file")
     try:
-        return from_keras(_read_h5(Path(path))) if kind == "keras" else from_pytorch(load_file(path))
+        return from_keras(_read_h5(path)) if kind == "keras" else from_pytorch(_read_safetensors(path))
     # A damaged file shows as many kinds of exception.
     except Exception as error:
         raise UserError(f"cannot read the weights {path}: {str(error).strip().partition(chr(10))[0]}") from error
@@ -63,30 +65,36 @@ def from_keras(layers: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[dict, di
         for variable, array in variables.items():
             if variable in _KERAS:
                 tree, name = _KERAS[variable]
-                # Depthwise kernels are [h, w, C, 1] there, [h, w, 1, C] here.
+                # Depthwise kernels are [h, w, C, 1] there, [h, w, 1, C] here; Keras 3 gives them no name of their own.
                 if array.ndim == 4 and array.shape[-1] == 1:
                     array = array.swapaxes(-1, -2)
-                _put(trees[tree], layer, name, array)
+                _put(trees[tree], layer.replace("/", "_"), name, array)
     return trees["params"], trees["batch_stats"]
 
 
 def from_pytorch(state_dict: Mapping[str, np.ndarray]) -> tuple[dict, dict]:
     """Translates the arrays of a PyTorch module's `state_dict`.
 
+    A dense layer after flattening takes its inputs in PyTorch's order of channel, row and column, not in ours.
+
     Returns:
       Parameters and batch_stats, `{layer: {name: array}}`.
+
+    Raises:
+      ValueError: A variable that is none of a convolution's, a dense layer's or BatchNorm's.
     """
     trees = {"params": {}, "batch_stats": {}}
     for key, array in state_dict.items():
         layer, _, variable = key.rpartition(".")
         if variable == "num_batches_tracked":
             continue
-        if variable == "weight":
-            tree, name = "params", "scale" if array.ndim == 1 else "kernel"
-            # [out, in, h, w] to [h, w, in, out].
-            array = np.moveaxis(array, (0, 1), (-1, -2)) if array.ndim > 1 else array
-        else:
-            tree, name = _PYTORCH[variable]
+        if variable not in _PYTORCH:
+            raise ValueError(f"unknown variable {key}")
+        tree, name = _PYTORCH[variable]
+        if name == "kernel" and array.ndim == 1:
+            name = "scale"
+        elif name == "kernel":
+            array = np.moveaxis(array, (0, 1), (-1, -2))  # [out, in, h, w] to [h, w, in, out]
         _put(trees[tree], layer.replace(".", "_"), name, array)
     return trees["params"], trees["batch_stats"]
 
@@ -99,8 +107,16 @@ def _put(tree: dict, layer: str, name: str, array: np.ndarray) -> None:
     tree.setdefault(layer, {})[name] = array
 
 
-def _read_h5(path: Path) -> dict[str, dict[str, np.ndarray]]:
+def _read_safetensors(path: str) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+def _read_h5(path: str) -> dict[str, dict[str, np.ndarray]]:
     """Reads Keras' HDF5 format of weights, or the weights of a whole model in it."""
+    import h5py
+
     with h5py.File(path) as file:
         root = file.get("model_weights", file)
         if "layer_names" not in root.attrs:
@@ -108,8 +124,8 @@ def _read_h5(path: Path) -> dict[str, dict[str, np.ndarray]]:
         layers = {}
         for layer in map(_text, root.attrs["layer_names"]):
             for name in map(_text, root[layer].attrs["weight_names"]):
-                # "conv1_conv/kernel:0"
-                variable = name.rpartition("/")[2].partition(":")[0]
+                # "conv1_conv/kernel:0", or older, "block1_conv1_W_1:0".
+                variable = name.rpartition("/")[2].partition(":")[0].removeprefix(f"{layer}_")
                 layers.setdefault(layer, {})[variable] = np.asarray(root[layer][name])
         return layers
 

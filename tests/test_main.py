@@ -18,13 +18,13 @@ from emnist_jax.report import flatten
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
-QUICK = [name for name in CONFIGS if name.startswith(("densenet.py", "lenet5", "mnist", "quickstart"))]
-LARGE = [name for name in CONFIGS if name not in QUICK]
+QUICK = [name for name in CONFIGS if name.startswith(("densenet.py", "lenet5", "mnist", "quickstart", "shufflenet_v2"))]
+CANDIDATES = [name for name in CONFIGS if not name.startswith(("densenet.py", "lenet5", "mnist", "quickstart"))]
 ONE_STEP = QUICK + [
     pytest.param(name, marks=pytest.mark.slow)
     for name in (
-        *LARGE,
-        *(f"{name}:fixed" for name in LARGE),
+        *(name for name in CANDIDATES if name not in QUICK),
+        *(f"{name}:fixed" for name in CANDIDATES),
         *(f"densenet.py:layer_{layer}" for layer in ("1", "2", "3", "4", "4_2", "4_3")),
         *(
             "densenet.py:121_base",
@@ -81,7 +81,7 @@ def load(name: str, *variant: str):
     return module.get_config(*variant)
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", CANDIDATES)
 def test_the_candidates_study_and_fixed_settings(name):
     study, fixed = load(name), load(name, "fixed")
     for config in (study, fixed):

@@ -175,22 +175,11 @@ def test_parameter_counts(name):
     assert counts(create(name)) == EXPECTED[name][1:]
 
 
-@pytest.mark.parametrize(("name", "published"), [("wrn_28_10", 36_479_194), ("wrn_40_2", 2_243_546)])
-def test_published_parameter_counts_of_the_wide_resnets(name, published):
-    assert counts(models.create(settings(name), 10))[1] == published
-
-
-def test_published_counts():
-    for (name, classes), published in models.PUBLISHED.items():
-        if EXPECTED[name][0] == classes:
-            _, total, trainable, _ = EXPECTED[name]
-            assert published.count == {"total": total, "trainable": trainable}[published.of], name
-        else:
-            assert (name, classes) in {("densenet", 62), ("wrn_28_10", 10)}, "needs a test of its own"
-
-
-def test_parameter_count_of_the_byclass_pretraining():
-    assert counts(models.create(settings("densenet"), 62))[0] == 2_159_462
+@pytest.mark.parametrize(("name", "classes"), models.PUBLISHED)
+def test_published_counts(name, classes):
+    published = models.PUBLISHED[name, classes]
+    known = EXPECTED[name][1:] if EXPECTED[name][0] == classes else counts(models.create(settings(name), classes))
+    assert published.count == known[{"total": 0, "trainable": 1}[published.of]]
 
 
 def test_last_features_and_stems_of_the_densenets():
@@ -275,6 +264,7 @@ def test_batch_norm_momentum_reaches_the_running_statistics():
         ("mnist_squeeze_1", {"dropout.convolution": 0.1}, "'mnist_squeeze_1' has no convolution_dropout"),
         ("mnist_squeeze_10", {"dropout.head": 0.1}, "'mnist_squeeze_10' has no head_dropout"),
         ("mnist_cnn", {"dropout.convolution": 0.1}, "'mnist_cnn' has no convolution_dropout"),
+        ("vgg16", {"stem_stride": 1}, "model 'vgg16' has no stem_stride"),
     ],
 )
 def test_wrong_setting_is_an_error(name, changes, message):
@@ -429,11 +419,19 @@ def test_initial_weights_of_depthwise_and_dense_layers(initializer, depthwise_bo
 
 
 def test_initial_weights_follow_the_source():
-    keras = {name for name in EXPECTED if create(name).initializer == "keras"}
-    assert keras == {
-        *(DENSENETS + ["lenet5", "lenet5_rbf"]),
-        *(name for name in EXPECTED if name.startswith(("mobilenet", "resnet50", "vgg16")) and "bn" not in name),
+    sources = {
+        "densenet": "keras",
+        "lenet5": "keras",
+        "resnet50": "keras",
+        "mobilenet": "keras",
+        "vgg16_bn": "he",
+        "vgg16": "keras",
+        "efficientnet": "efficientnet",
+        "wrn": "he",
     }
+    for name in EXPECTED:
+        family = next((family for family in sources if name.startswith(family)), None)
+        assert create(name).initializer == sources.get(family, "pytorch"), name
     centres = flat(init(create("lenet5_rbf"))["params"])["head/centres"]
     assert_uniform(centres, np.sqrt(6 / (47 + 84)), "centres")
 
@@ -520,9 +518,9 @@ def test_rbf_head():
     np.testing.assert_allclose(logits, expected, rtol=1e-5)
 
 
-def drop(x, rate: float, devices: int = 1, train: bool = True):
+def drop(x, rate: float, devices: int = 1, train: bool = True, whole_examples: bool = False):
     """Returns dropout's output with the batch split over `devices`."""
-    layer = Dropout(rate, "data" if devices > 1 else None)
+    layer = Dropout(rate, "data" if devices > 1 else None, whole_examples)
 
     def apply(x):
         return layer.apply({}, x, train, rngs={"dropout": jax.random.key(0)})
@@ -556,3 +554,12 @@ def test_dropout_drops_its_rate_and_keeps_the_mean(rate):
     for first, second in ((dropped[:, :-1], dropped[:, 1:]), (dropped[:-1], dropped[1:])):
         assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 5 / np.sqrt(first.size)
     np.testing.assert_array_equal(drop(x, rate, train=False), x)
+
+
+def test_stochastic_depth_drops_whole_examples():
+    x = np.full((4000, 3, 2), 2, np.float32)
+    out = drop(x, 0.2, whole_examples=True).reshape(4000, -1)
+    assert (out == out[:, :1]).all()
+    np.testing.assert_allclose(np.unique(out), [0, 2.5], rtol=1e-6)
+    assert abs((out[:, 0] == 0).mean() - 0.2) < 5 * np.sqrt(0.2 * 0.8 / 4000)
+    np.testing.assert_array_equal(drop(x, 0.2, train=False, whole_examples=True), x)

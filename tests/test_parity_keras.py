@@ -1,13 +1,17 @@
 """Our networks against `keras.applications`, on Keras' JAX backend: logits and gradients from the same weights."""
 
+import math
 from functools import partial
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from emnist_jax import models
+from emnist_jax import checkpoints, models
 from parity import assert_parity, float64, keras_reference, random_batch
 
-keras = pytest.importorskip("keras", reason="needs the extra 'parity'")
+keras = pytest.importorskip("keras", reason="needs the extra 'test'")
 applications = keras.applications
 
 pytestmark = pytest.mark.parity
@@ -49,3 +53,24 @@ def test_parity(name):
             labels,
         )
     assert_parity(model, images, labels, reference)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_published_counts(name):
+    model = models.MODELS[f"{name}_imagenet"](num_classes=1000)
+    reference = REFERENCES[name](weights=None, input_shape=model.input_shape)
+    published = models.PUBLISHED[f"{name}_imagenet", 1000]
+    trainable = sum(math.prod(v.shape) for v in reference.trainable_variables)
+    assert published.count == {"total": reference.count_params(), "trainable": trainable}[published.of]
+
+
+def test_a_file_that_keras_wrote_is_loaded(tmp_path):
+    model = models.MODELS["mobilenet"](num_classes=CLASSES)
+    reference = applications.MobileNet(weights=None, input_shape=model.input_shape, classes=CLASSES)
+    reference.save(tmp_path / "mobilenet.h5")
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
+    params, _ = checkpoints.transfer(f"keras:{tmp_path / 'mobilenet.h5'}", shapes["params"], shapes["batch_stats"])
+    for layer, weight in (("conv_dw_3", "kernel"), ("conv_preds", "kernel"), ("conv_pw_13_bn", "gamma")):
+        expected = {v.name: np.asarray(v.value) for v in reference.get_layer(layer).variables}[weight]
+        ours = params[{"conv_preds": "head"}.get(layer, layer)][{"gamma": "scale"}.get(weight, weight)]
+        np.testing.assert_array_equal(np.ravel(ours), np.ravel(expected))

@@ -56,7 +56,7 @@ class ShuffleBlock(nn.Module):
         return torch.relu(x + y) if self.pool is None else torch.cat([self.pool(x), torch.relu(y)], 1)
 
 
-def shufflenet():
+def shufflenet(classes: int = CLASSES):
     blocks, before = [], 24
     for count, after in ((4, 240), (8, 480), (4, 960)):
         for i in range(count):
@@ -68,7 +68,7 @@ def shufflenet():
         features=nn.Sequential(*blocks),
         globalpool=nn.AdaptiveAvgPool2d(1),
         flatten=nn.Flatten(),
-        classifier=nn.Sequential(nn.Linear(960, CLASSES, bias=False)),
+        classifier=nn.Sequential(nn.Linear(960, classes, bias=False)),
     )
     return nn.Sequential(layers)
 
@@ -90,7 +90,7 @@ class WideBlock(nn.Module):
         return shortcut + self.conv2(torch.relu(self.bn2(self.conv1(y))))
 
 
-def wide_resnet(depth: int, width: int):
+def wide_resnet(depth: int, width: int, classes: int = CLASSES):
     layers, before = OrderedDict(conv1=nn.Conv2d(3, 16, 3, 1, 1, bias=False)), 16
     for i, after in enumerate((16 * width, 32 * width, 64 * width), 1):
         blocks = [WideBlock(before, after, 1 if i == 1 else 2)]
@@ -98,7 +98,7 @@ def wide_resnet(depth: int, width: int):
         layers[f"block{i}"] = nn.Sequential(OrderedDict(layer=nn.Sequential(*blocks)))
         before = after
     layers |= {"bn1": nn.BatchNorm2d(before), "relu": nn.ReLU(), "pool": nn.AvgPool2d(8), "flatten": nn.Flatten()}
-    return nn.Sequential(layers | {"fc": nn.Linear(before, CLASSES)})
+    return nn.Sequential(layers | {"fc": nn.Linear(before, classes)})
 
 
 # Model -> builder() of its reference.
@@ -120,3 +120,19 @@ def test_parity(name):
     model = model.clone(**{f"{place}_dropout": 0.0 for place in model.dropout_places})
     images, labels = random_batch(model.input_shape, 8, CLASSES)
     assert_parity(model, images, labels, pytorch_reference(REFERENCES[name](), images, labels))
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "reference"),
+    [
+        ("dpn68_imagenet", 1000, lambda: timm.create_model("dpn68")),
+        ("dpn92_imagenet", 1000, lambda: timm.create_model("dpn92")),
+        ("shufflenet_imagenet", 1000, lambda: shufflenet(1000)),
+        ("shufflenet_v2_imagenet", 1000, torchvision.models.shufflenet_v2_x1_0),
+        ("vgg16_bn_imagenet", 1000, torchvision.models.vgg16_bn),
+        ("wrn_28_10", 10, lambda: wide_resnet(28, 10, 10)),
+        ("wrn_40_2", 10, lambda: wide_resnet(40, 2, 10)),
+    ],
+)
+def test_published_counts(name, classes, reference):
+    assert sum(p.numel() for p in reference().parameters()) == models.PUBLISHED[name, classes].count

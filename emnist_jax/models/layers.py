@@ -1,8 +1,8 @@
 """What every network is made of: convolutions, BatchNorm, dropout and the sources' initial weights.
 
-`Network` holds the settings that all networks share; its methods make the layers. A network gives a layer the name
-that it has in the reference implementation, with "_" for ".", so that `weights` can carry weights over; the last
-layer is "head".
+`Network` holds the settings that all networks share; its methods make the layers. Where a network has a
+reference implementation, its layers have the names they have there, with "_" for "." and "/", so that `weights` can
+carry weights over; the last layer is "head".
 """
 
 import dataclasses

@@ -1,7 +1,6 @@
 """The counts of parameters that sources state, to which `summary --all` and the tests hold the networks.
 
-Those of Keras, torchvision and timm were recomputed from their code (tests/test_parity_keras.py and
-tests/test_parity_pytorch.py build the same networks).
+The tests of parity recompute those of Keras, torchvision and timm from their code.
 """
 
 import dataclasses
@@ -58,8 +57,10 @@ PUBLISHED = {
     ("mobilenet_imagenet", 1000): Published(4_253_864, "total", "keras.applications"),
     ("mobilenet_v2_imagenet", 1000): Published(3_504_872, "trainable", "keras.applications"),
     ("resnet50_imagenet", 1000): Published(25_636_712, "total", "keras.applications"),
+    ("shufflenet_imagenet", 1000): Published(1_864_728, "trainable", "megvii-model/ShuffleNet-Series"),
     ("shufflenet_v2_imagenet", 1000): Published(2_278_604, "trainable", "torchvision"),
     ("vgg16_imagenet", 1000): Published(138_357_544, "total", "keras.applications"),
     ("vgg16_bn_imagenet", 1000): Published(138_365_992, "trainable", "torchvision"),
     ("wrn_28_10", 10): Published(36_479_194, "trainable", "xternalz/WideResNet-pytorch"),
+    ("wrn_40_2", 10): Published(2_243_546, "trainable", "xternalz/WideResNet-pytorch"),
 }

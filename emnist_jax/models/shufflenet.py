@@ -3,7 +3,8 @@
 v1, with three groups, follows its authors' PyTorch code (megvii-model/ShuffleNet-Series). Its channel shuffle is the
 inverse of the usual one, v2's: it takes the channels as [C / groups, groups] and transposes these. The 1x1 convolution
 that the first block begins with has no groups, the head no bias. The authors' own initial weights differ: normal, of
-standard deviation 0.01 in the first and the last layer, elsewhere one over the input channels of a group. v2 follows
+standard deviation 0.01 in the first and the last layer, elsewhere one over the input channels of a group, and 0.0001
+for BatchNorm's biases. v2 follows
 torchvision's.
 
 Trainable parameters at 224x224x3 and 1,000 classes, with multiply-adds: v1 1,864,728 and 137 million, v2 2,278,604

@@ -6,7 +6,7 @@ classes; at the study's 32x32x3 and 47 classes, where the last feature map is 1x
 With BatchNorm between each convolution and its activation it is torchvision's `vgg16_bn`, whose convolutions keep their
 biases: 138,365,992 and 33,798,255 trainable parameters. The layers keep Keras' names, the features are flattened as
 they are (torchvision pools those of any image to 7x7, which for 32x32 would only repeat them), and the dense layers
-start uniform (torchvision's normal, with a standard deviation of 0.01).
+start uniform (torchvision's normal, with a standard deviation of 0.01). ImageNet's dense layers fit 224x224 alone.
 """
 
 import flax.linen as nn
