@@ -48,17 +48,23 @@ def random_batch(input_shape: tuple[int, int, int], size: int, classes: int) -> 
 @contextlib.contextmanager
 def float64():
     """Within it, JAX and the Keras models that are built compute in float64."""
-    import keras
     from keras.src.backend.common import dtypes
 
     # By itself Keras computes BatchNorm in float32 all the same.
     exact = mock.patch.dict(dtypes.BIT64_TO_BIT32_DTYPE, float64="float64")
-    keras.config.set_floatx("float64")
     try:
+        _set_keras_dtype("float64")
         with jax.enable_x64(True), exact:
             yield
     finally:
-        keras.config.set_floatx("float32")
+        _set_keras_dtype("float32")
+
+
+def _set_keras_dtype(dtype: str) -> None:
+    import keras
+
+    keras.config.set_floatx(dtype)
+    keras.config.set_dtype_policy(dtype)
 
 
 def keras_reference(model, images, labels) -> tuple:

@@ -64,6 +64,7 @@ def test_published_counts(name):
     assert published.count == {"total": reference.count_params(), "trainable": trainable}[published.of]
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' own, while it saves
 def test_a_file_that_keras_wrote_is_loaded(tmp_path):
     model = models.MODELS["mobilenet"](num_classes=CLASSES)
     reference = applications.MobileNet(weights=None, input_shape=model.input_shape, classes=CLASSES)
