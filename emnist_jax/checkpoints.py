@@ -1,5 +1,6 @@
 """Checkpoints with orbax: saved every epoch, resumed by the same command, and carried over to another run."""
 
+import contextlib
 import json
 import logging
 from pathlib import Path
@@ -22,24 +23,24 @@ def by_preference(epochs: list[dict]) -> list[dict]:
     return sorted(epochs, key=lambda epoch: (epoch["validation"]["top1"], epoch["step"]), reverse=True)
 
 
-class _Best(PreservationPolicy):
-    """Keeps one step. orbax' own BestN forgets the metrics of what an earlier process saved."""
+class _Kept(PreservationPolicy):
+    """Keeps some steps. orbax' own BestN forgets the metrics of what an earlier process saved."""
 
-    step: int | None = None
+    steps: frozenset[int] = frozenset()
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        return [checkpoint.step == self.step for checkpoint in checkpoints]
+        return [checkpoint.step in self.steps for checkpoint in checkpoints]
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last two, and the best by validation top-1.
+    """The checkpoints of one run: the last two, the last epoch's end, and the best epoch by validation top-1.
 
     Each holds the train state and `progress`, the JSON record of the epochs so far (see `loop`).
     """
 
     def __init__(self, workdir: Path):
-        self._best = _Best()
-        policy = AnyPreservationPolicy([LatestN(2), self._best])
+        self._kept = _Kept()
+        policy = AnyPreservationPolicy([LatestN(2), self._kept])
         try:
             self._manager = ocp.CheckpointManager(
                 (workdir / "checkpoints").absolute(),
@@ -49,13 +50,30 @@ class Checkpoints:
             raise UserError(f"cannot use {workdir / 'checkpoints'}: {error}") from error
 
     def save(self, state, progress: dict) -> None:
-        """Saves in the background."""
-        if progress["epochs"][-1].get("validation"):
-            self._best.step = by_preference(progress["epochs"])[0]["step"]
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)),
-        )
+        """Saves in the background.
+
+        Raises:
+          UserError: This save or the one before it failed.
+        """
+        if epochs := progress["epochs"]:
+            best = [by_preference(epochs)[0]["step"]] if epochs[-1].get("validation") else []
+            self._kept.steps = frozenset([epochs[-1]["step"], *best])
+        with self._reporting():
+            self._manager.save(
+                int(state.step),
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)),
+            )
+
+    @contextlib.contextmanager
+    def _reporting(self):
+        try:
+            yield
+        # A full disk shows as many kinds of exception, from OSError to tensorstore's ValueError.
+        except Exception as error:
+            raise UserError(
+                f"cannot save in {self._manager.directory}: {_first_line(error)}. The checkpoints before it are "
+                "intact; the same command resumes"
+            ) from error
 
     def restore(self, step: int, abstract_state) -> tuple[Any, dict] | None:
         """Restores the state and the progress of a step, or says in the log why not and returns None.
@@ -73,8 +91,7 @@ class Checkpoints:
             )
         # Damage shows as many kinds of exception, from tensorstore's to json's.
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
-            log.warning("checkpoint %d in %s is damaged: %s", step, self._manager.directory, reason)
+            log.warning("checkpoint %d in %s is damaged: %s", step, self._manager.directory, _first_line(error))
             return None
         return restored.state, restored.progress
 
@@ -87,23 +104,33 @@ class Checkpoints:
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             if restored := self.restore(step, abstract_state):
-                # orbax saves no step before its newest: the damaged ones make way for their repetition.
-                for newer in damaged:
-                    self._manager.delete(newer)
+                self.delete_after(step)
                 return restored
             damaged.append(step)
         if damaged:
             raise UserError(f"no checkpoint in {self._manager.directory} can be read; delete the workdir to start over")
         return None
 
+    def delete_after(self, step: int) -> None:
+        """Deletes the checkpoints after a step, for orbax saves none before its newest."""
+        for newer in self.steps():
+            if newer > step:
+                self._manager.delete(newer)
+
     def steps(self) -> list[int]:
         """Returns the steps that there are checkpoints of, once the saves under way are done."""
-        self._manager.wait_until_finished()
+        with self._reporting():
+            self._manager.wait_until_finished()
         return self._manager.all_steps()
 
     def close(self) -> None:
         """Waits for the saves under way."""
-        self._manager.close()
+        with self._reporting():
+            self._manager.close()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().partition("\n")[0]
 
 
 def transfer(source: str, params, batch_stats) -> tuple[Any, Any]:
@@ -148,8 +175,7 @@ def _load_run(workdir: Path) -> tuple[Any, Any]:
                 ),
             ).state
     except Exception as error:  # as in `restore`
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"config.init_from={workdir} cannot be read: {reason}") from error
+        raise UserError(f"config.init_from={workdir} cannot be read: {_first_line(error)}") from error
     return restored[params_name], restored["batch_stats"]
 
 

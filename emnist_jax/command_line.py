@@ -1,14 +1,18 @@
-"""Flags shared by the programs, and errors as one line with exit code 2."""
+"""Flags shared by the programs, and their ends: one line, and exit code 2 for an error or 75 for a stop."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from emnist_jax.config import base
-from emnist_jax.errors import UserError, unknown
+from emnist_jax.errors import Stopped, UserError, unknown
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, e.g. configs/densenet.py")
 
@@ -50,10 +54,19 @@ def run(main: Callable, config_required: bool = True) -> None:
             main(_CONFIG.value)
         except UserError as error:
             _stop(str(error))
+        except OSError as error:
+            _stop(f"{error}; the same command resumes")
+        except jax.errors.JaxRuntimeError as error:
+            if jax.process_count() == 1:
+                raise
+            _stop(f"lost another process ({_first_line(error)}); the same command resumes")
+        except Stopped as stop:
+            _end(f"{stop}; the same command resumes", os.EX_TEMPFAIL)
         except KeyboardInterrupt:
-            print("interrupted; the same command resumes", file=sys.stderr)
-            sys.exit(130)
+            _end("stopped; the same command resumes", os.EX_TEMPFAIL)
 
+    # Outside of training, which handles both by itself, SIGTERM does what Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.set_verbosity(logging.WARNING)  # orbax tells of every step of a save
     app.run(guarded, flags_parser=parse)
 
@@ -74,6 +87,19 @@ def _last_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1].strip().removeprefix("emnist_jax.errors.UserError: ")
 
 
-def _stop(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _stop(message: str) -> NoReturn:
+    _end(f"error: {message}", 2)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    if jax.distributed.is_initialized():
+        # A normal end would wait for the other processes, which may wait for this one.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -21,6 +21,10 @@ def base() -> ConfigDict:
     # the network's reference implementation, which may want another dataset.mean and std. The head keeps its initial
     # weights where the classes differ.
     config.init_from = placeholder(str)
+    # What a loss or gradient that is not finite does: "stop", or "rollback" to the end of the epoch before, with half
+    # the learning rate.
+    config.on_nan = "stop"
+    config.deterministic = False  # on a GPU: the same digits in every run, from slower operations without autotuning
 
     config.dataset = ConfigDict(
         {
@@ -98,7 +102,7 @@ def base() -> ConfigDict:
             "batch_size": 128,  # over all devices
             "label_smoothing": 0.0,
             "ema_decay": 0.0,  # of the parameters, per step; the averaged ones are evaluated; 0: none
-            "early_stopping_epochs": placeholder(int),  # epochs without a lower validation loss; None: never
+            "early_stopping_epochs": placeholder(int),  # epochs without a lower validation loss; None or 0: never
             "select": "best",  # parameters that are tested: "best" by validation top-1, or "last"
             "steps_per_call": 50,  # compiled steps between two looks at the clock
         }
@@ -112,6 +116,7 @@ def validate(config: ConfigDict) -> None:
     for kind, name, known in (
         ("optimizer", config.optimizer.name, optimizers.OPTIMIZERS),
         ("schedule", config.schedule.name, optimizers.SCHEDULES),
+        ("config.on_nan", config.on_nan, ("stop", "rollback")),
         ("config.training.select", config.training.select, ("best", "last")),
         ("config.model.dtype", config.model.dtype, ("float32", "bfloat16")),
         ("config.model.convolution", config.model.convolution, ("auto", "xla", "matmul")),
@@ -152,7 +157,7 @@ def validate(config: ConfigDict) -> None:
         "training.batch_size": (1, most),
         "training.label_smoothing": (0, 1),
         "training.ema_decay": (0, 1),
-        "training.early_stopping_epochs": (1, most),
+        "training.early_stopping_epochs": (0, most),
         "training.steps_per_call": (1, most),
         "evaluation.batch_size": (1, most),
     }

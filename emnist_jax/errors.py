@@ -1,11 +1,15 @@
-"""The one exception that means "the user can mend this": printed as one line, exit code 2."""
+"""How a program ends early: something that the user can mend, or a stop that loses nothing. One line each."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input, configuration or environment; the message says what to do, in one line."""
+    """Bad input, configuration or environment; the message says what to do, in one line. Exit code 2."""
+
+
+class Stopped(Exception):
+    """Training was asked to stop, and saved: the same command resumes. Exit code 75, sysexits' EX_TEMPFAIL."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

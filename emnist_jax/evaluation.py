@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from emnist_jax.models.layers import Network
-from emnist_jax.training import AXIS, Metrics, prepare
+from emnist_jax.training import AXIS, Metrics, compiler_options, prepare, put
 
 
 class Evaluator:
@@ -21,11 +21,12 @@ class Evaluator:
       mesh: Of the devices that share a batch.
       variables: Parameters and batch_stats, or their shapes.
       image_shape: Height and width of the stored images.
+      most_examples: Of the largest split.
     """
 
-    def __init__(self, model: Network, config, mesh: Mesh, variables, image_shape: tuple[int, int]):
+    def __init__(self, model: Network, config, mesh: Mesh, variables, image_shape: tuple[int, int], most_examples: int):
         devices = mesh.devices.size
-        self.batch_size = -(-config.evaluation.batch_size // devices) * devices
+        self.batch_size = -(-min(config.evaluation.batch_size, most_examples) // devices) * devices
         self._sharding = NamedSharding(mesh, P(AXIS))
 
         @partial(jax.shard_map, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(AXIS))
@@ -33,16 +34,15 @@ class Evaluator:
             return model.apply(variables, prepare(images, config, model.input_shape), train=False)
 
         shape = jax.ShapeDtypeStruct((self.batch_size, *image_shape), np.uint8, sharding=self._sharding)
-        self._forward = jax.jit(forward).lower(variables, shape).compile()
+        # Every process gets all logits.
+        forward = jax.jit(forward, out_shardings=NamedSharding(mesh, P()), compiler_options=compiler_options(config))
+        self._forward = forward.lower(variables, shape).compile()
 
     def put(self, images: np.ndarray) -> list[jax.Array]:
         """Puts uint8 images `[N, H, W]` on the devices, in batches; the last one is filled up with zeros."""
         filler = np.zeros((-len(images) % self.batch_size, *images.shape[1:]), np.uint8)
         images = np.concatenate([images, filler])
-        return [
-            jax.device_put(images[i : i + self.batch_size], self._sharding)
-            for i in range(0, len(images), self.batch_size)
-        ]
+        return [put(images[i : i + self.batch_size], self._sharding) for i in range(0, len(images), self.batch_size)]
 
     def logits(self, variables, batches: list[jax.Array], num_examples: int) -> np.ndarray:
         """Runs the network on `put` images: float32 logits `[num_examples, num_classes]`."""

@@ -1,28 +1,42 @@
 """The story of a run: load, train epoch by epoch, validate, save, and test once."""
 
 import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
 import json
 import logging
 import math
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import optax
 from flax.training.early_stopping import EarlyStopping
-from jax.sharding import NamedSharding
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from emnist_jax import checkpoints, datasets, evaluation, models, optimizers, report, training
 from emnist_jax.config import validate
-from emnist_jax.errors import UserError
+from emnist_jax.errors import Stopped, UserError
+from emnist_jax.models.layers import Network
+from emnist_jax.stopping import StopRequest
 
 log = logging.getLogger(__name__)
+
+# A learning rate that diverges at a thousandth of what was asked for is not the cause.
+MAX_ROLLBACKS = 10
 
 
 def train_and_evaluate(config, workdir: Path) -> dict:
     """Trains as `config` says, or goes on where an earlier process stopped, and tests once.
+
+    Of several processes (`jax.distributed`) each calls this, with a workdir that all of them see.
 
     Args:
       config: The whole config.
@@ -32,27 +46,75 @@ def train_and_evaluate(config, workdir: Path) -> dict:
       What result.json holds; a finished run only prints its result again.
 
     Raises:
-      UserError: Bad config, data or workdir.
+      UserError: Bad config, data or workdir; a full disk; a loss that is not finite.
+      Stopped: By a signal, after saving.
     """
     validate(config)
-    _check_workdir(workdir, config)
-    result_path = workdir / "result.json"
-    if result_path.exists():
-        result = _read_json(result_path)
+    with _open_workdir(workdir, config):
+        result_path = workdir / "result.json"
+        if result_path.exists():
+            result = _read_json(result_path)
+        else:
+            run = _prepare(config)
+            with contextlib.closing(checkpoints.Checkpoints(workdir)) as saved:
+                result = _train_and_test(run, workdir, saved)
+            report.write_json(result_path, result)
         report.print_result(result, workdir)
         return result
 
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What a config asks for, loaded and built."""
+
+    config: Any
+    mesh: Mesh
+    dataset: datasets.Dataset
+    dataset_sha256: str
+    model: Network
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    plateau: optax.GradientTransformationExtraArgs | None
+    create_state: Callable
+    steps_per_epoch: int
+    total_steps: int
+
+    @property
+    def dataset_label(self) -> str:
+        return f"{self.dataset.name} (synthetic)" if self.dataset.synthetic else self.dataset.name
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, P())
+
+    def put(self, tree):
+        """Puts a tree of arrays whole on every device."""
+        return training.put(tree, self.replicated)
+
+    def initial_state(self) -> training.TrainState:
+        """Returns the state at step 0, with the parameters of `init_from`."""
+        state = self.create_state(jax.random.key(self.config.seed))
+        if self.config.init_from:
+            params, batch_stats = checkpoints.transfer(self.config.init_from, state.params, state.batch_stats)
+            # Put twice: the state's buffers are donated, and one buffer cannot be donated twice.
+            ema_params = state.ema_params and self.put(params)
+            state = state.replace(params=self.put(params), batch_stats=self.put(batch_stats), ema_params=ema_params)
+            log.info("parameters and batch_stats come from %s", self.config.init_from)
+        return state
+
+
+def _prepare(config) -> _Run:
+    """Loads the data and builds the network: what is wrong with a config shows here."""
     mesh = training.make_mesh()
-    if config.training.batch_size % mesh.devices.size:
-        nearest = max(round(config.training.batch_size / mesh.devices.size), 1) * mesh.devices.size
+    devices = mesh.devices.size
+    if config.training.batch_size % devices:
+        nearest = max(round(config.training.batch_size / devices), 1) * devices
         raise UserError(
             f"config.training.batch_size={config.training.batch_size} cannot be split over "
-            f"{mesh.devices.size} devices; the nearest that can is {nearest}"
+            f"{devices} devices; the nearest that can is {nearest}"
         )
-    class_names = datasets.class_names(config.dataset.name)
-    model = models.create(config.model, len(class_names), training.AXIS)
+    model = models.create(config.model, len(datasets.class_names(config.dataset.name)), training.AXIS)
     dataset = datasets.load(config.dataset)
-    validated = len(dataset.validation.labels) > 0
     steps_per_epoch = len(dataset.train.labels) // config.training.batch_size
     if not steps_per_epoch:
         raise UserError(
@@ -60,118 +122,171 @@ def train_and_evaluate(config, workdir: Path) -> dict:
             f"{len(dataset.train.labels):,} training images"
         )
     total_steps = config.training.steps or math.ceil(config.training.epochs * steps_per_epoch)
-    if not validated and (
+    if not len(dataset.validation.labels) and (
         config.training.select == "best" or config.schedule.name == "plateau" or config.training.early_stopping_epochs
     ):
         raise UserError(
             "without validation images there is no best epoch, plateau or early stopping: set "
             "config.training.select=last, another schedule, or config.dataset.validation_examples"
         )
-
+    digest = hashlib.sha256()
+    for split in (dataset.train, dataset.validation, dataset.test):
+        digest.update(split.images)
+        digest.update(split.labels)
+    if jax.process_count() > 1:
+        digests = multihost_utils.process_allgather(np.frombuffer(digest.digest(), np.uint8))
+        if (digests != digests[0]).any():
+            raise UserError(f"the processes have read different images of {dataset.name}")
     optimizer, schedule = optimizers.create(config, total_steps, steps_per_epoch)
     plateau = optimizers.create_plateau(config)
-    state = training.create_state(model, optimizer, plateau, config, mesh)
-    parameters = sum(x.size for x in jax.tree.leaves((state.params, state.batch_stats)))
+    return _Run(
+        config=config,
+        mesh=mesh,
+        dataset=dataset,
+        dataset_sha256=digest.hexdigest(),
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        plateau=plateau,
+        create_state=training.make_create_state(model, optimizer, plateau, config, mesh),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+    )
+
+
+def _train_and_test(run: _Run, workdir: Path, saved: checkpoints.Checkpoints) -> dict:
+    """Trains on the device what is left of the run, and tests; returns what result.json holds."""
+    config, dataset = run.config, run.dataset
+    abstract_state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=run.replicated),
+        run.create_state.eval_shape(jax.random.key(config.seed)),
+    )
+    parameters = sum(x.size for x in jax.tree.leaves((abstract_state.params, abstract_state.batch_stats)))
     environment = report.environment()
-    dataset_label = f"{dataset.name} (synthetic)" if dataset.synthetic else dataset.name
     log.info(
         "%s, %s parameters, on %s: %s training, %s validation and %s test images, %d steps on %s",
         config.model.name,
         f"{parameters:,}",
-        dataset_label,
+        run.dataset_label,
         *(f"{len(split.labels):,}" for split in (dataset.train, dataset.validation, dataset.test)),
-        total_steps,
+        run.total_steps,
         environment["device"],
     )
-
-    saved = checkpoints.Checkpoints(workdir)
-    replicated = NamedSharding(mesh, P())
-    abstract_state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), state)
-    progress = {"epochs": [], "early_stopping": None, "train_seconds": 0.0, "compile_seconds": 0.0}
+    progress = {
+        "dataset_sha256": run.dataset_sha256,
+        "epochs": [],
+        "early_stopping": None,
+        "rollbacks": [],
+        "epoch_seconds": 0.0,  # of training, in the epoch under way
+        "train_seconds": 0.0,
+        "compile_seconds": 0.0,
+    }
     if restored := saved.restore_latest(abstract_state):
         state, progress = restored
-        log.info("resumed at step %d of %d", state.step, total_steps)
-    elif config.init_from:
-        loaded = checkpoints.transfer(config.init_from, state.params, state.batch_stats)
-        params, batch_stats = jax.device_put(loaded, replicated)
-        state = state.replace(params=params, batch_stats=batch_stats)
-        if state.ema_params is not None:
-            state = state.replace(ema_params=jax.tree.map(jnp.copy, params))
-        log.info("parameters and batch_stats come from %s", config.init_from)
+        if progress["dataset_sha256"] != run.dataset_sha256:
+            raise UserError(
+                f"{workdir} was trained on other images than those that {dataset.name} holds now; restore them, or "
+                "pass another --workdir"
+            )
+        log.info("resumed at step %d of %d", state.step, run.total_steps)
+    else:
+        state = run.initial_state()
 
     started = time.perf_counter()
-    images, labels = jax.device_put((dataset.train.images, dataset.train.labels), replicated)
+    images, labels = run.put((dataset.train.images, dataset.train.labels))
     order_key, step_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
-    epoch_order = training.make_epoch_order(len(dataset.train.labels), config.training.batch_size, mesh)
-    order = epoch_order(order_key, 0)
+    epoch_order = training.make_epoch_order(len(dataset.train.labels), config.training.batch_size, run.mesh)
     train_steps = (
-        training.make_train_steps(model, optimizer, config, mesh)
-        .lower(state, images, labels, order, step_key, 1)
+        training.make_train_steps(run.model, run.optimizer, config, run.mesh)
+        .lower(abstract_state, images, labels, epoch_order(order_key, 0), step_key, 1)
         .compile()
     )
-    evaluator = evaluation.Evaluator(model, config, mesh, abstract_state.variables, dataset.train.images.shape[1:])
+    evaluator = evaluation.Evaluator(
+        run.model,
+        config,
+        run.mesh,
+        abstract_state.variables,
+        dataset.train.images.shape[1:],
+        max(len(dataset.validation.labels), len(dataset.test.labels)),
+    )
     progress["compile_seconds"] += time.perf_counter() - started
     validation_batches = evaluator.put(dataset.validation.images)
 
     # From here on the workdir is this config's: what could be wrong with it has been found.
     report.write_json(workdir / "config.json", _as_json(config))
-    step = int(state.step)
-    tensorboard = report.TensorBoard(workdir, purge_step=step)
-    if step:
-        _tell(progress["epochs"][-1], dataset_label, tensorboard)
-    else:
-        figure = _augmented_inputs(model, config, dataset, step_key, f"augmented {dataset_label}")
-        tensorboard.figure("augmented_inputs", figure, step)
+    tensorboard = report.TensorBoard(workdir)
+    figure = _augmented_inputs(run, step_key, f"augmented {run.dataset_label}")
+    tensorboard.figure("augmented_inputs", figure, 0)
+    for record in progress["epochs"]:
+        tensorboard.epoch(record)
+
     early_stopping = EarlyStopping(
         # flax stops at the first epoch after its patience, Keras at its last one.
-        patience=(config.training.early_stopping_epochs or total_steps + 1) - 1,
+        patience=(config.training.early_stopping_epochs or run.total_steps + 1) - 1,
         **(progress["early_stopping"] or {}),
     )
-
-    with contextlib.closing(saved), contextlib.closing(tensorboard):
-        with report.progress_bar(step, total_steps) as bar:
-            while step < total_steps and not early_stopping.should_stop:
-                epoch = step // steps_per_epoch
-                epoch_end = min((epoch + 1) * steps_per_epoch, total_steps)
-                order = epoch_order(order_key, epoch)
-                started, first_step = time.perf_counter(), step
-                while step < epoch_end:
-                    count = min(config.training.steps_per_call, epoch_end - step)
-                    state = train_steps(state, images, labels, order, step_key, count)
+    step = int(state.step)
+    with contextlib.closing(tensorboard):
+        with StopRequest() as stop_request, report.progress_bar(step, run.total_steps) as bar:
+            while step < run.total_steps and not early_stopping.should_stop:
+                epoch_start = step // run.steps_per_epoch * run.steps_per_epoch
+                epoch_end = min(epoch_start + run.steps_per_epoch, run.total_steps)
+                order = epoch_order(order_key, epoch_start // run.steps_per_epoch)
+                finite, stopped_by = True, None
+                while step < epoch_end and finite and not stopped_by:
+                    started = time.perf_counter()
+                    expected = min(step + config.training.steps_per_call, epoch_end)
+                    state = train_steps(state, images, labels, order, step_key, expected - step)
                     # Waiting for each call costs microseconds, and keeps virtual CPU devices from deadlock.
                     step = int(state.step)
+                    progress["epoch_seconds"] += time.perf_counter() - started
                     bar.update(bar.task_ids[0], completed=step)
-                seconds = time.perf_counter() - started
-                progress["train_seconds"] += seconds
-
-                learning_rate = float(schedule(step - 1))
-                if plateau:
-                    learning_rate *= float(state.plateau.scale)
-                record = {
-                    "epoch": step / steps_per_epoch,
-                    "step": step,
-                    "train": {name: float(value) for name, value in state.metrics.compute().items()},
-                    "learning_rate": learning_rate,
-                    "images_per_second": (step - first_step) * config.training.batch_size / seconds,
-                    "seconds": seconds,
-                }
-                if validated:
-                    logits = evaluator.logits(state.variables, validation_batches, len(dataset.validation.labels))
-                    record["validation"] = evaluation.measure(logits, dataset.validation.labels)
-                    loss = record["validation"]["loss"]
-                    early_stopping = early_stopping.update(loss)
-                    progress["early_stopping"] = {
-                        "best_metric": early_stopping.best_metric,
-                        "patience_count": early_stopping.patience_count,
-                        "should_stop": early_stopping.should_stop,
+                    finite = step == expected
+                    stopped_by = stop_request.received()
+                if not finite:
+                    rows = jax.jit(lambda order, row: order[row], out_shardings=run.replicated)
+                    rows = np.asarray(rows(order, step % run.steps_per_epoch))
+                    state = _after_divergence(run, workdir, saved, abstract_state, state, progress, rows)
+                    step = int(state.step)
+                    continue
+                if step == epoch_end:
+                    seconds = progress["epoch_seconds"]
+                    progress["train_seconds"] += seconds
+                    progress["epoch_seconds"] = 0.0
+                    host_state = jax.device_get((state.metrics, state.plateau, state.learning_rate_scale))
+                    metrics, plateau_state, learning_rate_scale = host_state
+                    learning_rate = float(run.schedule(step - 1) * learning_rate_scale)
+                    if run.plateau:
+                        learning_rate *= float(plateau_state.scale)
+                    record = {
+                        "epoch": step / run.steps_per_epoch,
+                        "step": step,
+                        "train": {name: float(value) for name, value in metrics.compute().items()},
+                        "learning_rate": learning_rate,
+                        "images_per_second": (step - epoch_start) * config.training.batch_size / seconds,
+                        "seconds": seconds,
+                        "unix_time": time.time(),
                     }
-                    if plateau:
-                        fed = optimizers.feed_plateau(plateau, state.plateau, loss)
-                        state = state.replace(plateau=jax.device_put(fed, replicated))
-                state = state.replace(metrics=jax.device_put(training.Metrics.empty(), replicated))
-                progress["epochs"].append(record)
+                    if len(dataset.validation.labels):
+                        logits = evaluator.logits(state.variables, validation_batches, len(dataset.validation.labels))
+                        record["validation"] = evaluation.measure(logits, dataset.validation.labels)
+                        loss = record["validation"]["loss"]
+                        early_stopping = early_stopping.update(loss)
+                        progress["early_stopping"] = {
+                            "best_metric": early_stopping.best_metric,
+                            "patience_count": early_stopping.patience_count,
+                            "should_stop": early_stopping.should_stop,
+                        }
+                        if run.plateau:
+                            fed = optimizers.feed_plateau(run.plateau, plateau_state, loss)
+                            state = state.replace(plateau=run.put(fed))
+                    state = state.replace(metrics=run.put(training.Metrics.empty()))
+                    progress["epochs"].append(record)
+                    tensorboard.epoch(record)
+                    _tell(record, run.dataset_label)
                 saved.save(state, progress)
-                _tell(record, dataset_label, tensorboard)
+                if stopped_by:
+                    raise Stopped(f"stopped by {stopped_by} at step {step:,} of {run.total_steps:,}")
         if early_stopping.should_stop:
             log.info("early stopping: no lower validation loss for %d epochs", config.training.early_stopping_epochs)
 
@@ -181,7 +296,7 @@ def train_and_evaluate(config, workdir: Path) -> dict:
             log.info("testing epoch %g, the best by validation top-1", chosen["epoch"])
 
         # Everything is compiled and in place before the clock starts.
-        test_labels = dataset.test.labels
+        test_labels, class_names = dataset.test.labels, dataset.class_names
         test_batches = jax.block_until_ready(evaluator.put(dataset.test.images))
         evaluator.logits(state.variables, test_batches[:1], 1)
         evaluation.measure(np.zeros((len(test_labels), len(class_names)), np.float32), test_labels)
@@ -191,33 +306,86 @@ def train_and_evaluate(config, workdir: Path) -> dict:
         test = evaluation.measure(logits, test_labels)
         evaluation_seconds = time.perf_counter() - started
 
-        result = {
-            "model": config.model.name,
-            "dataset": dataset.name,
-            "synthetic": dataset.synthetic,
-            "parameters": parameters,
-            "test": test,
-            "validation": chosen.get("validation"),
-            "epochs": last["epoch"],
-            "step": chosen["step"],
-            "train_seconds": progress["train_seconds"],
-            "seconds_per_epoch": progress["train_seconds"] / last["epoch"],
-            "images_per_second": step * config.training.batch_size / progress["train_seconds"],
-            "compile_seconds": progress["compile_seconds"],
-            "evaluation_seconds": evaluation_seconds,
-            "inference_seconds": inference_seconds,
-            "seed": config.seed,
-            **environment,
-            "history": progress["epochs"],
-        }
         tensorboard.scalars({f"test/{name}": test[name] for name in ("loss", "top1", "top5")}, step)
-        title = f"{config.model.name} on {dataset_label}, test"
+        title = f"{config.model.name} on {run.dataset_label}, test"
         figure = report.confusion_figure(test_labels, logits.argmax(-1), class_names, title)
         tensorboard.figure("confusion_matrix", figure, step)
         tensorboard.hyper_parameters(config.to_dict(), {f"test/{name}": test[name] for name in ("top1", "top5")})
-    report.write_json(result_path, result)
-    report.print_result(result, workdir)
-    return result
+    return {
+        "model": config.model.name,
+        "dataset": dataset.name,
+        "dataset_sha256": run.dataset_sha256,
+        "synthetic": dataset.synthetic,
+        "parameters": parameters,
+        "test": test,
+        "validation": chosen.get("validation"),
+        "epochs": last["epoch"],
+        "step": chosen["step"],
+        "rollbacks": progress["rollbacks"],
+        "train_seconds": progress["train_seconds"],
+        "seconds_per_epoch": progress["train_seconds"] / last["epoch"],
+        "images_per_second": step * config.training.batch_size / progress["train_seconds"],
+        "compile_seconds": progress["compile_seconds"],
+        "evaluation_seconds": evaluation_seconds,
+        "inference_seconds": inference_seconds,
+        "seed": config.seed,
+        **environment,
+        "history": progress["epochs"],
+    }
+
+
+def _after_divergence(
+    run: _Run,
+    workdir: Path,
+    saved: checkpoints.Checkpoints,
+    abstract_state,
+    state: training.TrainState,
+    progress: dict,
+    rows: np.ndarray,
+) -> training.TrainState:
+    """Returns the state to go on with after a step that was not finite, or ends the run.
+
+    Args:
+      run: The run.
+      workdir: Takes the images of that step.
+      saved: The checkpoints.
+      abstract_state: The state's shapes, dtypes and shardings.
+      state: Before the step.
+      progress: Is told of a rollback.
+      rows: Of the training images of the step, int32 `[B]`.
+
+    Raises:
+      UserError: Names the step, and where its state and images are.
+    """
+    step, scale = int(state.step), float(state.learning_rate_scale)
+    what = f"the loss or a gradient of step {step:,} (epoch {step / run.steps_per_epoch:.2f}) is not finite"
+    if run.config.on_nan == "stop" or len(progress["rollbacks"]) == MAX_ROLLBACKS:
+        if step not in saved.steps():
+            saved.save(state, progress)
+        path = workdir / f"not_finite_step_{step}.npz"
+        if report.is_first_process():
+            train = run.dataset.train
+            np.savez_compressed(path, rows=rows, images=train.images[rows], labels=train.labels[rows])
+        advice = (
+            "lower config.optimizer.learning_rate, or set --config.on_nan=rollback"
+            if run.config.on_nan == "stop"
+            else f"{MAX_ROLLBACKS} rollbacks did not help"
+        )
+        raise UserError(f"{what}; checkpoint {step} holds the state before it, {path} its images; {advice}")
+
+    epoch_end = progress["epochs"][-1]["step"] if progress["epochs"] else 0
+    saved.delete_after(epoch_end)
+    if not epoch_end:
+        state = run.initial_state()
+    elif restored := saved.restore(epoch_end, abstract_state):
+        state = restored[0]
+    else:
+        raise UserError(f"{what}, and checkpoint {epoch_end} is damaged; the same command goes further back")
+    log.warning("%s: back to step %d, with %g times the learning rate", what, epoch_end, scale / 2)
+    progress["train_seconds"] += progress["epoch_seconds"]
+    progress["epoch_seconds"] = 0.0
+    progress["rollbacks"].append({"step": step, "to_step": epoch_end, "learning_rate_scale": scale / 2})
+    return state.replace(learning_rate_scale=run.put(np.float32(scale / 2)))
 
 
 def _choose(config, saved: checkpoints.Checkpoints, abstract_state, epochs: list[dict], state) -> tuple:
@@ -233,20 +401,42 @@ def _choose(config, saved: checkpoints.Checkpoints, abstract_state, epochs: list
     return last, state
 
 
-def _check_workdir(workdir: Path, config) -> None:
-    """Makes the workdir, or checks that it is this config's, and starts the log in it."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        report.start_log(workdir / "log.txt")
-    except OSError as error:
-        raise UserError(f"cannot write the workdir {workdir}: {error.strerror}") from error
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    found, wanted = report.flatten(_read_json(path)), report.flatten(_as_json(config))
+@contextlib.contextmanager
+def _open_workdir(workdir: Path, config) -> Iterator[None]:
+    """Makes the workdir, or checks that it is this config's; locks it, and logs to it."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(report.stop_log)
+        try:
+            if report.is_first_process():
+                workdir.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context(open(workdir / "lock", "w"))
+                # The system releases it when the process ends, however it ends.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process trains in {workdir}; wait for it, or pass another --workdir") from error
+        except OSError as error:
+            # Some network file systems have no locks.
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                raise _unwritable(workdir, error) from error
+        try:
+            report.start_log(workdir / "log.txt")
+        except OSError as error:
+            raise _unwritable(workdir, error) from error
+        path = workdir / "config.json"
+        if path.exists():
+            _check_same(workdir, _read_json(path), _as_json(config))
+        yield
+
+
+def _unwritable(workdir: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write the workdir {workdir}: {error.strerror}")
+
+
+def _check_same(workdir: Path, found: dict, wanted: dict) -> None:
+    found, wanted = report.flatten(found), report.flatten(wanted)
     differing = {key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key)}
-    # Where the files lie makes no other experiment.
-    if differing := sorted(differing - {"dataset.data_dir"}):
+    # Neither where the files lie nor what a failure leads to makes another experiment.
+    if differing := sorted(differing - {"dataset.data_dir", "on_nan"}):
         pairs = ", ".join(f"{key} was {found.get(key)}, is {wanted.get(key)}" for key in differing)
         raise UserError(f"{workdir} belongs to another config ({pairs}); pass another --workdir")
 
@@ -262,16 +452,11 @@ def _as_json(config) -> dict:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def _tell(record: dict, dataset_label: str, tensorboard: report.TensorBoard) -> None:
-    """Reports an epoch to TensorBoard and the log."""
-    scalars = {name: record[name] for name in ("learning_rate", "images_per_second")}
+def _tell(record: dict, dataset_label: str) -> None:
     line = f"{dataset_label}  epoch {record['epoch']:g}"
     for split in ("train", "validation"):
         if split in record:
-            values = record[split]
-            scalars |= {f"{split}/{name}": values[name] for name in ("loss", "top1", "top5")}
-            line += f"  {split} loss {values['loss']:.4f} top-1 {100 * values['top1']:.2f} %"
-    tensorboard.scalars(scalars, record["step"])
+            line += f"  {split} loss {record[split]['loss']:.4f} top-1 {100 * record[split]['top1']:.2f} %"
     log.info(
         "%s  learning rate %.3g  %s images/s  %.1f s",
         line,
@@ -281,10 +466,10 @@ def _tell(record: dict, dataset_label: str, tensorboard: report.TensorBoard) -> 
     )
 
 
-def _augmented_inputs(model, config, dataset, key, title: str):
+def _augmented_inputs(run: _Run, key, title: str):
     """Draws the first training images as the network sees them."""
-    images, labels = dataset.train.images[:32], dataset.train.labels[:32]
+    images, labels = run.dataset.train.images[:32], run.dataset.train.labels[:32]
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(len(images)))
-    inputs = jax.jit(lambda images, keys: training.prepare(images, config, model.input_shape, keys))
-    names = [dataset.class_names[label] for label in labels]
+    inputs = jax.jit(lambda images, keys: training.prepare(images, run.config, run.model.input_shape, keys))
+    names = [run.dataset.class_names[label] for label in labels]
     return report.images_figure(np.asarray(inputs(images, keys))[..., 0], names, title)

@@ -2,17 +2,39 @@
 
 from pathlib import Path
 
+import jax
 from absl import flags
 
 from emnist_jax import command_line
+from emnist_jax.errors import UserError
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Default: runs/NAME_OF_THE_CONFIG")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Default: runs/NAME_OF_THE_CONFIG; seen by all processes")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Train together with other processes; SLURM and MPI name them")
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, elsewhere than in SLURM")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0", lower_bound=0)
+
+# Seconds: how long a process may be silent, or may still run after the others, before they take it for lost.
+HEARTBEAT_TIMEOUT = 30
 
 
 def main(config) -> None:
     # Imported late: flag errors should not wait for it.
     from emnist_jax import loop
 
+    if _DISTRIBUTED.value:
+        try:
+            jax.distributed.initialize(
+                _COORDINATOR.value,
+                _NUM_PROCESSES.value,
+                _PROCESS_ID.value,
+                heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+                shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
+            )
+        except ValueError as error:
+            raise UserError(
+                f"--distributed: {error} Pass --coordinator_address, --num_processes and --process_id"
+            ) from error
     loop.train_and_evaluate(config, Path(_WORKDIR.value or f"runs/{command_line.config_name()}"))
 
 

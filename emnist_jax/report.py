@@ -1,4 +1,7 @@
-"""What a run tells: TensorBoard, progress on the terminal, the log file, result.json and the final table."""
+"""What a run tells: TensorBoard, progress on the terminal, the log file, result.json and the final table.
+
+Of several processes, the first alone tells anything.
+"""
 
 import json
 import logging
@@ -6,6 +9,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,8 +20,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from tensorboardX import SummaryWriter
-from tensorboardX.summary import hparams as hparams_summary
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.utils import figure_to_image
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +37,25 @@ class _ConsoleHandler(logging.Handler):
         CONSOLE.print(self.format(record), markup=False, soft_wrap=True)
 
 
+class _FileHandler(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise  # a full disk ends the run; logging would print a traceback for every line
+
+
+def is_first_process() -> bool:
+    return jax.process_index() == 0
+
+
 def start_log(path: Path) -> None:
     """Sends the project's log lines to the terminal and to a file."""
     logger = logging.getLogger("emnist_jax")
     logger.setLevel(logging.INFO)
     logger.propagate = False
     stop_log()
-    to_file = logging.FileHandler(path)
+    CONSOLE.quiet = not is_first_process()
+    if CONSOLE.quiet:
+        return
+    to_file = _FileHandler(path)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(to_file)
     logger.addHandler(_ConsoleHandler())
@@ -67,28 +85,45 @@ def progress_bar(step: int, total_steps: int) -> Progress:
 
 
 class TensorBoard:
-    """Event files of one run; from `purge_step` on, what an earlier process wrote is hidden."""
+    """An event file of one process, which replaces what earlier ones wrote.
 
-    def __init__(self, workdir: Path, purge_step: int):
-        self._writer = SummaryWriter(str(workdir), purge_step=purge_step)
+    tensorboardX' own SummaryWriter writes from another thread, which a kill can rob of its points and which a full
+    disk ends without a word.
+    """
 
-    def scalars(self, values: dict[str, float], step: int) -> None:
+    def __init__(self, workdir: Path):
+        self._writer = EventsWriter(str(workdir / "events")) if is_first_process() else None
+        self._write(0, session_log=SessionLog(status=SessionLog.START))
+
+    def _write(self, step: int, wall_time: float | None = None, **content) -> None:
+        if self._writer:
+            self._writer.write_event(Event(wall_time=wall_time or time.time(), step=step, **content))
+            self._writer.flush()
+
+    def scalars(self, values: dict[str, float], step: int, wall_time: float | None = None) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+            self._write(step, wall_time, summary=summary.scalar(name, value))
+
+    def epoch(self, record: dict) -> None:
+        """Writes the record of an epoch (see `loop`) at the time that it was made."""
+        values = {name: record[name] for name in ("learning_rate", "images_per_second")}
+        for split in ("train", "validation"):
+            if split in record:
+                values |= {f"{split}/{name}": record[split][name] for name in ("loss", "top1", "top5")}
+        self.scalars(values, record["step"], record["unix_time"])
 
     def figure(self, name: str, figure: Figure, step: int) -> None:
-        self._writer.add_figure(name, figure, step, close=False)
+        self._write(step, summary=summary.image(name, figure_to_image(figure, close=False)))
 
     def hyper_parameters(self, config: dict, metrics: dict[str, float]) -> None:
         flat = {key: value for key, value in flatten(config).items() if value is not None}
-        for summary in hparams_summary(
-            {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in flat.items()}, metrics
-        ):
-            self._writer.file_writer.add_summary(summary)
+        values = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in flat.items()}
+        for part in summary.hparams(values, metrics):
+            self._write(0, summary=part)
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer:
+            self._writer.close()
 
 
 def flatten(config: dict, prefix: str = "") -> dict:
@@ -133,6 +168,8 @@ def confusion_figure(labels: np.ndarray, predictions: np.ndarray, class_names: t
 
 def write_json(path: Path, content: dict) -> None:
     """Writes a file whole or not at all."""
+    if not is_first_process():
+        return
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(temporary, path)

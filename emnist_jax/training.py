@@ -12,6 +12,7 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from clu import metrics as clu_metrics
 from jax import lax
@@ -51,6 +52,7 @@ class TrainState(flax.struct.PyTreeNode):
       opt_state: Of the optax optimizer.
       ema_params: Moving average of the parameters, or None.
       plateau: State of ReduceLROnPlateau, or None.
+      learning_rate_scale: Multiplies the learning rate; below 1 after a rollback.
       metrics: Of the training batches so far in this epoch.
     """
 
@@ -60,6 +62,7 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: Any
     ema_params: Any
     plateau: Any
+    learning_rate_scale: jax.Array
     metrics: Metrics
 
     @property
@@ -74,14 +77,29 @@ def make_mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def create_state(
+def put(tree, sharding: NamedSharding):
+    """Puts a tree of arrays on the devices of all processes, each of which holds the whole tree."""
+
+    def put_array(x):
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+
+    return jax.tree.map(put_array, tree)
+
+
+def compiler_options(config) -> dict:
+    """Returns XLA's options for all that computes results."""
+    return {"xla_gpu_deterministic_ops": True} if config.deterministic else {}
+
+
+def make_create_state(
     model: Network,
     optimizer: optax.GradientTransformation,
     plateau: optax.GradientTransformationExtraArgs | None,
     config,
     mesh: Mesh,
-) -> TrainState:
-    """Returns the initial state, the same on every device of the mesh."""
+) -> Callable:
+    """Returns `create_state(key) -> TrainState`: the initial state, the same on every device of the mesh."""
 
     def create(key):
         variables = model.init(key, jnp.zeros((1, *model.input_shape)), train=False)
@@ -94,13 +112,15 @@ def create_state(
             # A copy: the state's buffers are donated, and one buffer cannot be donated twice.
             ema_params=jax.tree.map(jnp.copy, params) if config.training.ema_decay else None,
             plateau=plateau.init(params) if plateau else None,
+            learning_rate_scale=jnp.ones(()),
             metrics=Metrics.empty(),
         )
 
-    # It runs once: without this, compiling a large network's initial weights takes as long as its training step.
-    fast_to_compile = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    create = jax.jit(create, out_shardings=NamedSharding(mesh, P()), compiler_options=fast_to_compile)
-    return create(jax.random.key(config.seed))
+    options = compiler_options(config)
+    if jax.default_backend() == "cpu":
+        # It runs once: without this, compiling a large network's initial weights takes as long as its training step.
+        options["xla_backend_optimization_level"] = 0
+    return jax.jit(create, out_shardings=NamedSharding(mesh, P()), compiler_options=options)
 
 
 def prepare(images: jax.Array, config, input_shape: tuple[int, int, int], keys=None) -> jax.Array:
@@ -182,7 +202,8 @@ def make_train_steps(model: Network, optimizer: optax.GradientTransformation, co
     Returns:
       `train_steps(state, images, labels, order, key, count) -> state`: does `count` steps on uint8 images
       `[N, H, W]` and int32 labels `[N]`, taking the batches from `order` (rows, int32
-      `[steps per epoch, batch]`), beginning at the state's place in the epoch. The state is donated.
+      `[steps per epoch, batch]`), beginning at the state's place in the epoch. The state is donated. It stays
+      as it was before the first step whose loss or gradient is not finite: `step` tells.
     """
 
     @partial(
@@ -198,13 +219,15 @@ def make_train_steps(model: Network, optimizer: optax.GradientTransformation, co
                 model, config, state, images[rows], labels[rows], jax.random.fold_in(key, state.step)
             )
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            scale = state.learning_rate_scale
             if state.plateau is not None:
-                updates = jax.tree.map(lambda x: x * state.plateau.scale, updates)
+                scale *= state.plateau.scale
+            updates = jax.tree.map(lambda x: x * scale, updates)
             params = optax.apply_updates(state.params, updates)
             ema_params = state.ema_params
             if ema_params is not None:
                 ema_params = optax.incremental_update(params, ema_params, 1 - config.training.ema_decay)
-            return state.replace(
+            after = state.replace(
                 step=state.step + 1,
                 params=params,
                 batch_stats=batch_stats,
@@ -212,10 +235,12 @@ def make_train_steps(model: Network, optimizer: optax.GradientTransformation, co
                 ema_params=ema_params,
                 metrics=state.metrics.merge(metrics),
             )
+            finite = jnp.isfinite(metrics.loss.total) & jnp.isfinite(optax.tree.norm(gradients))
+            return jax.tree.map(partial(jnp.where, finite), after, state)
 
         return lax.fori_loop(0, count, step, state)
 
-    return jax.jit(train_steps, donate_argnums=0)
+    return jax.jit(train_steps, donate_argnums=0, compiler_options=compiler_options(config))
 
 
 def make_epoch_order(num_examples: int, batch_size: int, mesh: Mesh) -> Callable:

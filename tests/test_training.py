@@ -58,7 +58,9 @@ def train(config, devices: int, steps: int = 5, calls=None):
     mesh = mesh_of(devices)
     model = make_model(config)
     optimizer, _ = optimizers.create(config, 8, 4)
-    state = training.create_state(model, optimizer, optimizers.create_plateau(config), config, mesh)
+    state = training.make_create_state(model, optimizer, optimizers.create_plateau(config), config, mesh)(
+        jax.random.key(config.seed)
+    )
     images, labels = images_and_labels()
     epoch_order = training.make_epoch_order(len(images), config.training.batch_size, mesh)
     train_steps = training.make_train_steps(model, optimizer, config, mesh)
@@ -77,7 +79,7 @@ def assert_trees_close(a, b, rtol=1e-4, atol=1e-5):
 def gradients_of(config, devices: int):
     model = make_model(config)
     optimizer, _ = optimizers.create(config, 8, 4)
-    state = training.create_state(model, optimizer, None, config, mesh_of(devices))
+    state = training.make_create_state(model, optimizer, None, config, mesh_of(devices))(jax.random.key(config.seed))
     images, labels = images_and_labels(16)
     return jax.jit(
         jax.shard_map(
@@ -145,7 +147,9 @@ def test_plateau_scale_multiplies_the_update():
     order = jnp.arange(16, dtype=jnp.int32)[None]
     moves = []
     for scale in (1.0, 0.25):
-        state = training.create_state(model, optimizer, optimizers.create_plateau(config), config, mesh_of(1))
+        state = training.make_create_state(model, optimizer, optimizers.create_plateau(config), config, mesh_of(1))(
+            jax.random.key(config.seed)
+        )
         before = jax.device_get(state.params)
         state = state.replace(plateau=state.plateau._replace(scale=jnp.float32(scale)))
         after = jax.device_get(train_steps(state, images, labels, order, jax.random.key(2), 1).params)

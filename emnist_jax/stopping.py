@@ -1,0 +1,40 @@
+"""SIGTERM and SIGINT as a request that the loop looks at between two compiled calls."""
+
+import signal
+import threading
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequest:
+    """Within this context, the first signal is only noted; a second one ends the process at once."""
+
+    def __init__(self):
+        self._signal = 0
+        self._previous = {}
+
+    def __enter__(self) -> "StopRequest":
+        # Python handles signals in its main thread alone.
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number, frame) -> None:
+        self._signal = number
+        for each in self._previous:
+            signal.signal(each, signal.SIG_DFL)
+
+    def received(self) -> str | None:
+        """Returns the name of the signal that any process received. All processes must ask at the same step."""
+        number = self._signal
+        if jax.process_count() > 1:
+            number = multihost_utils.process_allgather(np.int32(number)).max()
+        return signal.Signals(number).name if number else None
