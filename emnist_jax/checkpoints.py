@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,15 @@ class Checkpoints:
         """Saves in the background.
 
         Raises:
-          UserError: This save or the one before it failed.
+          UserError: The disk is full, or the save before this one failed.
         """
+        needed_bytes = 2 * sum(x.nbytes for x in jax.tree.leaves(state)) + 2**20
+        free_bytes = shutil.disk_usage(self._manager.directory).free
+        if free_bytes < needed_bytes:
+            raise UserError(
+                f"{self._manager.directory} has {free_bytes / 2**20:.1f} MiB left, and a checkpoint takes up to "
+                f"{needed_bytes / 2**20:.1f}: free some. The checkpoints before it are intact; the same command resumes"
+            )
         if epochs := progress["epochs"]:
             best = [by_preference(epochs)[0]["step"]] if epochs[-1].get("validation") else []
             self._kept.steps = frozenset([epochs[-1]["step"], *best])

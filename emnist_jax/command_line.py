@@ -1,5 +1,6 @@
 """Flags shared by the programs, and their ends: one line, and exit code 2 for an error or 75 for a stop."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from ml_collections import config_flags
 
 from emnist_jax.config import base
 from emnist_jax.errors import Stopped, UserError, unknown
+from emnist_jax.stopping import SIGNALS
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, e.g. configs/densenet.py")
 
@@ -62,11 +64,10 @@ def run(main: Callable, config_required: bool = True) -> None:
             _stop(f"lost another process ({_first_line(error)}); the same command resumes")
         except Stopped as stop:
             _end(f"{stop}; the same command resumes", os.EX_TEMPFAIL)
-        except KeyboardInterrupt:
-            _end("stopped; the same command resumes", os.EX_TEMPFAIL)
 
-    # Outside of training, which handles both by itself, SIGTERM does what Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Outside of training, which handles them by itself, there is nothing to save.
+    for number in SIGNALS:
+        signal.signal(number, _end_at_once)
     logging.set_verbosity(logging.WARNING)  # orbax tells of every step of a save
     app.run(guarded, flags_parser=parse)
 
@@ -93,6 +94,15 @@ def _first_line(error: Exception) -> str:
 
 def _stop(message: str) -> NoReturn:
     _end(f"error: {message}", 2)
+
+
+def _end_at_once(number: int, frame) -> None:
+    # An exception instead would be lost where the signal comes during a callback from C++, such as jax's to the
+    # garbage collector.
+    with contextlib.suppress(RuntimeError):  # the signal came while it was being flushed
+        sys.stdout.flush()
+    os.write(2, f"stopped by {signal.Signals(number).name}; the same command resumes\n".encode())
+    os._exit(os.EX_TEMPFAIL)
 
 
 def _end(message: str, code: int) -> NoReturn:

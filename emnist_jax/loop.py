@@ -287,11 +287,15 @@ def _train_and_test(run: _Run, workdir: Path, saved: checkpoints.Checkpoints) ->
                 saved.save(state, progress)
                 if stopped_by:
                     raise Stopped(f"stopped by {stopped_by} at step {step:,} of {run.total_steps:,}")
+            # Before signals end the process at once again.
+            saved_steps = saved.steps()
         if early_stopping.should_stop:
             log.info("early stopping: no lower validation loss for %d epochs", config.training.early_stopping_epochs)
 
         last = progress["epochs"][-1]
-        chosen, state = _choose(config, saved, abstract_state, progress["epochs"], state)
+        chosen, state = last, state
+        if config.training.select == "best":
+            chosen, state = _best(saved, saved_steps, abstract_state, progress["epochs"], state)
         if chosen is not last:
             log.info("testing epoch %g, the best by validation top-1", chosen["epoch"])
 
@@ -388,16 +392,14 @@ def _after_divergence(
     return state.replace(learning_rate_scale=run.put(np.float32(scale / 2)))
 
 
-def _choose(config, saved: checkpoints.Checkpoints, abstract_state, epochs: list[dict], state) -> tuple:
-    """Returns the record of the epoch to test and its state; `state` is the last one's."""
+def _best(saved: checkpoints.Checkpoints, saved_steps: list[int], abstract_state, epochs: list[dict], state) -> tuple:
+    """Returns the record of the best epoch whose checkpoint is intact, and its state; `state` is the last one's."""
     last = epochs[-1]
-    if config.training.select == "best":
-        steps = saved.steps()
-        for record in checkpoints.by_preference(epochs):
-            if record is last:
-                break
-            if record["step"] in steps and (restored := saved.restore(record["step"], abstract_state)):
-                return record, restored[0]
+    for record in checkpoints.by_preference(epochs):
+        if record is last:
+            break
+        if record["step"] in saved_steps and (restored := saved.restore(record["step"], abstract_state)):
+            return record, restored[0]
     return last, state
 
 
