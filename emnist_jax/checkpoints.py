@@ -76,6 +76,8 @@ class Checkpoints:
     def _reporting(self):
         try:
             yield
+        except jax.errors.JaxRuntimeError:  # of another process
+            raise
         # A full disk shows as many kinds of exception, from OSError to tensorstore's ValueError.
         except Exception as error:
             raise UserError(
@@ -131,10 +133,14 @@ class Checkpoints:
             self._manager.wait_until_finished()
         return self._manager.all_steps()
 
-    def close(self) -> None:
-        """Waits for the saves under way."""
-        with self._reporting():
-            self._manager.close()
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind, *exception) -> None:
+        """Waits for the saves under way, unless another process is lost, which they would wait for in vain."""
+        if kind is None or not issubclass(kind, jax.errors.JaxRuntimeError):
+            with self._reporting():
+                self._manager.close()
 
 
 def _first_line(error: Exception) -> str:

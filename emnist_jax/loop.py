@@ -56,7 +56,7 @@ def train_and_evaluate(config, workdir: Path) -> dict:
             result = _read_json(result_path)
         else:
             run = _prepare(config)
-            with contextlib.closing(checkpoints.Checkpoints(workdir)) as saved:
+            with checkpoints.Checkpoints(workdir) as saved:
                 result = _train_and_test(run, workdir, saved)
             report.write_json(result_path, result)
         report.print_result(result, workdir)

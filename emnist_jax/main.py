@@ -1,5 +1,6 @@
 """Trains and tests: `python -m emnist_jax.main --config=configs/densenet.py [--config.KEY=VALUE ...]`."""
 
+import faulthandler
 from pathlib import Path
 
 import jax
@@ -23,6 +24,8 @@ def main(config) -> None:
     from emnist_jax import loop
 
     if _DISTRIBUTED.value:
+        # JAX aborts where another process is lost: absl's dump of all threads would bury its message.
+        faulthandler.disable()
         try:
             jax.distributed.initialize(
                 _COORDINATOR.value,
