@@ -61,7 +61,7 @@ def run(main: Callable, config_required: bool = True) -> None:
         except jax.errors.JaxRuntimeError as error:
             if jax.process_count() == 1:
                 raise
-            _stop(f"lost another process ({_first_line(error)}); the same command resumes")
+            _end(f"lost another process ({_first_line(error)}); the same command resumes", os.EX_TEMPFAIL)
         except Stopped as stop:
             _end(f"{stop}; the same command resumes", os.EX_TEMPFAIL)
 

@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """Within this context, the first signal is only noted; a second one ends the process at once."""
+    """Within this context, signals are only noted; but a second Ctrl-C ends the process at once."""
 
     def __init__(self):
         self._signal = 0
@@ -29,8 +29,8 @@ class StopRequest:
 
     def _receive(self, number, frame) -> None:
         self._signal = number
-        for each in self._previous:
-            signal.signal(each, signal.SIG_DFL)
+        # Not for SIGTERM: schedulers send it more than once.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def received(self) -> str | None:
         """Returns the name of the signal that any process received. All processes must ask at the same step."""
