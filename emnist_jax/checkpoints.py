@@ -1,6 +1,7 @@
 """Checkpoints with orbax: saved every epoch, resumed by the same command, and carried over to another run."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import shutil
@@ -69,7 +70,11 @@ class Checkpoints:
         with self._reporting():
             self._manager.save(
                 int(state.step),
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    # tensorstore notices a changed byte by itself.
+                    progress=ocp.args.JsonSave({"content": progress, "sha256": _sha256(progress)}),
+                ),
             )
 
     @contextlib.contextmanager
@@ -99,11 +104,14 @@ class Checkpoints:
                     state=ocp.args.StandardRestore(abstract_state), progress=ocp.args.JsonRestore()
                 ),
             )
+            progress = restored.progress["content"]
+            if restored.progress["sha256"] != _sha256(progress):
+                raise ValueError("its progress has changed")
         # Damage shows as many kinds of exception, from tensorstore's to json's.
         except Exception as error:
             log.warning("checkpoint %d in %s is damaged: %s", step, self._manager.directory, _first_line(error))
             return None
-        return restored.state, restored.progress
+        return restored.state, progress
 
     def restore_latest(self, abstract_state) -> tuple[Any, dict] | None:
         """Restores the newest checkpoint that is intact, or returns None where there is none yet.
@@ -141,6 +149,10 @@ class Checkpoints:
         if kind is None or not issubclass(kind, jax.errors.JaxRuntimeError):
             with self._reporting():
                 self._manager.close()
+
+
+def _sha256(progress: dict) -> str:
+    return hashlib.sha256(json.dumps(progress, sort_keys=True).encode()).hexdigest()
 
 
 def _first_line(error: Exception) -> str:

@@ -362,22 +362,25 @@ def _after_divergence(
       UserError: Names the step, and where its state and images are.
     """
     step, scale = int(state.step), float(state.learning_rate_scale)
+    epoch_end = progress["epochs"][-1]["step"] if progress["epochs"] else 0
     what = f"the loss or a gradient of step {step:,} (epoch {step / run.steps_per_epoch:.2f}) is not finite"
-    if run.config.on_nan == "stop" or len(progress["rollbacks"]) == MAX_ROLLBACKS:
+    if run.config.on_nan == "stop":
+        advice = "lower config.optimizer.learning_rate, or set --config.on_nan=rollback"
+    elif step == epoch_end:
+        advice = f"the end of the epoch before is as bad; lower config.optimizer.learning_rate (it was {scale:g} of it)"
+    elif len(progress["rollbacks"]) == MAX_ROLLBACKS:
+        advice = f"{MAX_ROLLBACKS} rollbacks did not help"
+    else:
+        advice = None
+    if advice:
         if step not in saved.steps():
             saved.save(state, progress)
         path = workdir / f"not_finite_step_{step}.npz"
         if report.is_first_process():
             train = run.dataset.train
             np.savez_compressed(path, rows=rows, images=train.images[rows], labels=train.labels[rows])
-        advice = (
-            "lower config.optimizer.learning_rate, or set --config.on_nan=rollback"
-            if run.config.on_nan == "stop"
-            else f"{MAX_ROLLBACKS} rollbacks did not help"
-        )
         raise UserError(f"{what}; checkpoint {step} holds the state before it, {path} its images; {advice}")
 
-    epoch_end = progress["epochs"][-1]["step"] if progress["epochs"] else 0
     saved.delete_after(epoch_end)
     if not epoch_end:
         state = run.initial_state()

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from emnist_jax import checkpoints, evaluation, loop, report
+from emnist_jax import checkpoints, evaluation, loop
 from emnist_jax import config as config_lib
 from emnist_jax.errors import UserError
 
@@ -53,13 +53,6 @@ def parameters_of(workdir: Path, step: int) -> np.ndarray:
 def scalars_of(workdir: Path, tag: str) -> list[tuple[int, float]]:
     """Returns step and value of each point of a TensorBoard curve."""
     return [(event.step, event.value) for event in EventAccumulator(str(workdir)).Reload().Scalars(tag)]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """One uninterrupted run and its result."""
-    workdir = tmp_path_factory.mktemp("finished")
-    return workdir, loop.train_and_evaluate(make_config(), workdir)
 
 
 def test_a_run_writes_what_it_found(finished):
@@ -157,21 +150,6 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_next_best(tmp_path, monkeypa
     assert "checkpoint 10" in (tmp_path / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("stopped_after", [1, 2])
-def test_an_interrupted_run_ends_as_if_it_had_not_been(finished, tmp_path, monkeypatch, stopped_after):
-    workdir, result = finished
-    stop_after(monkeypatch, stopped_after)
-    with pytest.raises(KeyboardInterrupt):
-        loop.train_and_evaluate(make_config(), tmp_path)
-    monkeypatch.undo()
-    resumed = loop.train_and_evaluate(make_config(), tmp_path)
-    assert f"resumed at step {10 * stopped_after} of 30" in (tmp_path / "log.txt").read_text()
-    assert numbers_of(resumed) == numbers_of(result)
-    np.testing.assert_array_equal(parameters_of(tmp_path, 30), parameters_of(workdir, 30))
-    for tag in ("train/loss", "validation/top1"):
-        assert scalars_of(tmp_path, tag) == scalars_of(workdir, tag)
-
-
 def test_a_damaged_newest_checkpoint_falls_back(finished, tmp_path):
     workdir, result = finished
     loop.train_and_evaluate(make_config(), tmp_path)
@@ -248,15 +226,3 @@ def test_bad_values_are_refused(tmp_path, changes, message):
 def test_another_configs_workdir_is_refused(finished):
     with pytest.raises(UserError, match=r"seed was 0, is 1"):
         loop.train_and_evaluate(make_config(seed=1), finished[0])
-
-
-def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot write the workdir"):
-        loop.train_and_evaluate(make_config(), tmp_path / "file/run")
-
-
-@pytest.fixture(autouse=True)
-def close_log_files():
-    yield
-    report.stop_log()

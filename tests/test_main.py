@@ -18,12 +18,12 @@ from emnist_jax.report import flatten
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
-QUICK = [name for name in CONFIGS if name.startswith(("densenet.py", "lenet5", "mnist", "quickstart", "shufflenet_v2"))]
+QUICK = [name for name in CONFIGS if name.startswith(("densenet.py", "lenet5", "mnist", "quickstart"))]
 CANDIDATES = [name for name in CONFIGS if not name.startswith(("densenet.py", "lenet5", "mnist", "quickstart"))]
 ONE_STEP = QUICK + [
     pytest.param(name, marks=pytest.mark.slow)
     for name in (
-        *(name for name in CANDIDATES if name not in QUICK),
+        *CANDIDATES,
         *(f"{name}:fixed" for name in CANDIDATES),
         *(f"densenet.py:layer_{layer}" for layer in ("1", "2", "3", "4", "4_2", "4_3")),
         *(

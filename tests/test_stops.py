@@ -1,0 +1,415 @@
+"""Stops and faults: nothing is lost, nothing doubled, and what went wrong is said in one line."""
+
+import errno
+import fcntl
+import gc
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emnist_jax import checkpoints, datasets, loop, training
+from emnist_jax.errors import Stopped, UserError
+from emnist_jax.stopping import StopRequest
+from test_datasets import example_files, write
+from test_loop import damage, make_config, numbers_of, parameters_of, scalars_of
+
+ROOT = Path(__file__).parent.parent
+CURVES = ("train/loss", "train/top1", "validation/loss", "validation/top1", "learning_rate")
+
+
+def assert_same_run(workdir: Path, result: dict, expected_workdir: Path, expected: dict) -> None:
+    assert numbers_of(result) == numbers_of(expected)
+    last = result["history"][-1]["step"]
+    np.testing.assert_array_equal(parameters_of(workdir, last), parameters_of(expected_workdir, last))
+    for curve in CURVES:
+        assert scalars_of(workdir, curve) == scalars_of(expected_workdir, curve), curve
+
+
+def signal_after(monkeypatch, calls: int, number: signal.Signals) -> None:
+    """Sends this process a signal while that compiled call is running."""
+    received = StopRequest.received
+
+    def receive_and_look(self):
+        nonlocal calls
+        calls -= 1
+        if calls == 0:
+            signal.raise_signal(number)
+        return received(self)
+
+    monkeypatch.setattr(StopRequest, "received", receive_and_look)
+
+
+@pytest.mark.parametrize(
+    # Calls of 4, 4 and 2 steps make an epoch.
+    ("number", "calls", "step", "lost"),
+    [
+        (signal.SIGINT, 3, 10, "nothing"),
+        (signal.SIGTERM, 5, 18, "events*"),
+        pytest.param(signal.SIGTERM, 1, 4, "log.txt", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_stops_after_the_call_and_the_run_goes_on(finished, tmp_path, monkeypatch, number, calls, step, lost):
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    signal_after(monkeypatch, calls, number)
+    with pytest.raises(Stopped, match=f"stopped by {number.name} at step {step} of 30"):
+        loop.train_and_evaluate(make_config(), tmp_path)
+    monkeypatch.undo()
+    assert handlers == [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    for path in tmp_path.glob(lost):
+        path.unlink()
+    result = loop.train_and_evaluate(make_config(), tmp_path)
+    assert f"resumed at step {step} of 30" in (tmp_path / "log.txt").read_text()
+    assert_same_run(tmp_path, result, *finished)
+
+
+def test_a_second_interrupt_ends_at_once_but_a_second_sigterm_does_not():
+    with StopRequest() as request:
+        signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        signal.raise_signal(signal.SIGTERM)
+        assert request.received() == "SIGTERM"
+
+
+def small_state(step: int) -> training.TrainState:
+    params = {"kernel": jnp.arange(400.0) + step, "bias": jnp.full(7, step / 3)}
+    return training.TrainState(
+        step=jnp.int32(step),
+        params=params,
+        batch_stats={},
+        opt_state=(),
+        ema_params=None,
+        plateau=None,
+        learning_rate_scale=jnp.ones(()),
+        metrics=training.Metrics.empty(),
+    )
+
+
+def progress_of(step: int) -> dict:
+    return {"epochs": [{"step": i, "validation": {"top1": i / 100}} for i in range(10, step + 1, 10)]}
+
+
+def restore_latest(workdir: Path):
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), small_state(0))
+    with checkpoints.Checkpoints(workdir) as saved:
+        return saved.restore_latest(abstract)
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("two")
+    with checkpoints.Checkpoints(workdir) as saved:
+        for step in (10, 20):
+            saved.save(small_state(step), progress_of(step))
+    return workdir
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    position = random.Random(path.name).randrange(8 * len(content))
+    content[position // 8] ^= 1 << position % 8
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "flipped bit": flip_a_bit,
+    "gone": Path.unlink,
+}
+
+
+# orbax leaves coroutines behind where it fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage_file", DAMAGES.values(), ids=DAMAGES)
+def test_a_checkpoint_with_one_damaged_file_is_whole_or_gives_way(two_checkpoints, tmp_path, damage_file):
+    files = [
+        path.relative_to(two_checkpoints) for path in two_checkpoints.glob("checkpoints/20/**/*") if path.is_file()
+    ]
+    given_way = 0
+    for number, file in enumerate(files):
+        workdir = shutil.copytree(two_checkpoints, tmp_path / str(number))
+        damage_file(workdir / file)
+        state, progress = restore_latest(workdir)
+        step = int(state.step)
+        given_way += step == 10
+        jax.tree.map(np.testing.assert_array_equal, state, small_state(step))
+        assert progress == progress_of(step)
+    gc.collect()
+    assert len(files) > 8 and given_way > 2
+
+
+def test_where_no_checkpoint_is_intact_nothing_starts_over(two_checkpoints, tmp_path):
+    workdir = shutil.copytree(two_checkpoints, tmp_path / "run")
+    damage(workdir / "checkpoints")
+    with pytest.raises(UserError, match="delete the workdir to start over"):
+        restore_latest(workdir)
+
+
+def test_the_last_epoch_and_the_best_outlive_stops_within_an_epoch(tmp_path):
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        for step in (10, 20, 30, 33, 36, 39):
+            progress = progress_of(step)
+            progress["epochs"][0]["validation"]["top1"] = 0.9
+            saved.save(small_state(step), progress)
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [10, 30, 36, 39]
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_intact(two_checkpoints, tmp_path, monkeypatch):
+    workdir = shutil.copytree(two_checkpoints, tmp_path / "run")
+    usage = shutil.disk_usage(workdir)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**19))
+    with (
+        pytest.raises(UserError, match="0.5 MiB left.* checkpoint takes up to"),
+        checkpoints.Checkpoints(workdir) as saved,
+    ):
+        saved.save(small_state(30), progress_of(30))
+    assert restore_latest(workdir)[0].step == 20
+
+
+def test_a_log_that_cannot_be_written_ends_the_run(tmp_path):
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    with pytest.raises(OSError) as raised:
+        loop.train_and_evaluate(make_config(), tmp_path)
+    assert raised.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("workdir", ["/proc/run", "/dev/null/run"])
+def test_a_workdir_that_cannot_be_written_is_refused(workdir):
+    with pytest.raises(UserError, match="cannot write the workdir"):
+        loop.train_and_evaluate(make_config(), Path(workdir))
+
+
+def test_a_second_process_on_a_workdir_is_refused(tmp_path):
+    with open(tmp_path / "lock", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process trains in"):
+            loop.train_and_evaluate(make_config(), tmp_path)
+    assert not (tmp_path / "log.txt").exists()
+
+
+def test_images_that_vanish_or_change_between_two_starts_are_noticed(tmp_path, monkeypatch):
+    files, _ = example_files("mnist", num_train=200, num_test=50)
+    write(tmp_path / "data", files)
+    config = make_config(**{"dataset.name": "mnist", "dataset.data_dir": str(tmp_path / "data")})
+    config.dataset.train_per_class = config.dataset.test_per_class = None
+    config.dataset.validation_examples = 40
+    signal_after(monkeypatch, 2, signal.SIGTERM)
+    with pytest.raises(Stopped):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    monkeypatch.undo()
+
+    images = "t10k-images-idx3-ubyte"
+    write(tmp_path / "data", {images: files[images][:-1] + b"\x99"})
+    with pytest.raises(UserError, match="was trained on other images"):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "data")
+    with pytest.raises(UserError, match="has no train-images"):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    write(tmp_path / "data", files)
+    assert loop.train_and_evaluate(config, tmp_path / "run")["step"] in (10, 20, 30)
+    assert "resumed at step 8" in (tmp_path / "run/log.txt").read_text()
+
+
+def diverging_config(**changes):
+    """Returns a config whose learning rate rises to what no network bears."""
+    changes = {"optimizer.learning_rate": 1e9, "schedule.name": "cosine", "schedule.warmup_epochs": 2.0, **changes}
+    return make_config(**changes)
+
+
+def test_a_loss_that_is_not_finite_stops_with_all_to_look_into_it(tmp_path):
+    with pytest.raises(UserError) as raised:
+        loop.train_and_evaluate(diverging_config(), tmp_path)
+    found = re.search(
+        r"of step (\d+) \(epoch (.*)\) is not finite; checkpoint (\d+) holds .*, (.*) its images", str(raised.value)
+    )
+    step = int(found[1])
+    assert step == int(found[3]) > 0 and float(found[2]) == pytest.approx(step / 10)
+    assert np.isfinite(parameters_of(tmp_path, step)).all()
+    saved = np.load(found[4])
+    assert saved["images"].shape == (16, 28, 28) and saved["labels"].shape == saved["rows"].shape == (16,)
+    train = datasets.load(diverging_config().dataset).train
+    np.testing.assert_array_equal(train.images[saved["rows"]], saved["images"])
+    np.testing.assert_array_equal(train.labels[saved["rows"]], saved["labels"])
+
+
+def test_a_rollback_goes_on_from_the_epoch_before_with_a_lower_learning_rate(tmp_path):
+    config = diverging_config(**{"on_nan": "rollback", "optimizer.learning_rate": 200.0})
+    result = loop.train_and_evaluate(config, tmp_path)
+    rollbacks, history = result["rollbacks"], result["history"]
+    assert [rollback["learning_rate_scale"] for rollback in rollbacks] == [
+        2.0**-i for i in range(1, len(rollbacks) + 1)
+    ]
+    assert {rollback["to_step"] for rollback in rollbacks} == {0, 10}
+    assert all(0 < rollback["step"] - rollback["to_step"] < 10 for rollback in rollbacks)
+    assert [epoch["step"] for epoch in history] == [10, 20, 30]
+    # The warm-up adds 10 a step; the last rollback fell into the second epoch.
+    assert history[0]["learning_rate"] == pytest.approx(90 * rollbacks[-2]["learning_rate_scale"])
+    assert history[1]["learning_rate"] == pytest.approx(190 * rollbacks[-1]["learning_rate_scale"])
+
+
+@pytest.mark.slow
+def test_a_stop_after_a_rollback_changes_nothing(tmp_path, monkeypatch):
+    config = diverging_config(**{"on_nan": "rollback", "optimizer.learning_rate": 200.0})
+    whole = loop.train_and_evaluate(config, tmp_path / "whole")
+    signal_after(monkeypatch, len(whole["rollbacks"]) + 5, signal.SIGTERM)
+    with pytest.raises(Stopped):
+        loop.train_and_evaluate(config, tmp_path / "stopped")
+    monkeypatch.undo()
+    again = loop.train_and_evaluate(config, tmp_path / "stopped")
+    assert again["rollbacks"] == whole["rollbacks"]
+    assert_same_run(tmp_path / "stopped", again, tmp_path / "whole", whole)
+
+
+@pytest.mark.slow
+def test_a_rollback_that_cannot_help_stops(tmp_path):
+    with pytest.raises(UserError, match="10 rollbacks did not help"):
+        loop.train_and_evaluate(diverging_config(on_nan="rollback"), tmp_path)
+
+
+PROGRAM = (
+    *(sys.executable, "-m", "emnist_jax.main", "--config=configs/mnist_onecycle.py"),
+    "--config.dataset.name=synthetic/digits",
+    "--config.dataset.train_per_class=30",
+    "--config.dataset.test_per_class=5",
+    "--config.dataset.validation_examples=40",
+    "--config.training.batch_size=16",
+    "--config.training.epochs=8",
+    "--config.training.select=best",
+    "--config.training.steps_per_call=3",
+)
+
+
+def start(workdir: Path, *flags: str, **environment) -> subprocess.Popen:
+    return subprocess.Popen(
+        [*PROGRAM, f"--workdir={workdir}", *flags],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": "", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    stdout, stderr = process.communicate(timeout=300)
+    return process.returncode, stdout, stderr
+
+
+def wait_for(happened, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 300
+    while not happened() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def epochs_in(workdir: Path) -> int:
+    log = workdir / "log.txt"
+    return log.read_text().count("  epoch ") if log.exists() else 0
+
+
+def is_saving(workdir: Path) -> bool:
+    return any(workdir.glob("checkpoints/*.orbax-checkpoint-tmp"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_the_program_ends_with_code_75_and_one_line(tmp_path, number):
+    process = start(tmp_path, "--config.training.epochs=1000")
+    wait_for(lambda: epochs_in(tmp_path), process)
+    process.send_signal(number)
+    code, _, stderr = finish(process)
+    assert code == 75
+    assert re.fullmatch(rf"stopped by {number.name} at step [\d,]+ of 16,000; the same command resumes\n", stderr)
+
+
+KILLED = {
+    "plateau": (
+        "--config.schedule.name=plateau",
+        "--config.schedule.patience_epochs=1",
+        "--config.schedule.min_delta=10",
+        "--config.schedule.factor=0.5",
+    ),
+    "onecycle": (),
+    "ema": ("--config.training.ema_decay=0.9", "--config.optimizer.name=adamw"),
+    "early_stopping": (
+        "--config.schedule.name=constant",
+        "--config.training.early_stopping_epochs=1",
+        "--config.optimizer.learning_rate=1.0",
+    ),
+    "dropout": ("--config.model.dropout.convolution=0.3", "--config.schedule.name=cosine"),
+    "augmentation": (
+        "--config.augmentation.max_rotation_degrees=10",
+        "--config.augmentation.elastic_displacement_pixels=1",
+        "--config.schedule.name=step",
+        "--config.schedule.step_epochs=2",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", KILLED.values(), ids=KILLED)
+def test_kill_9_at_any_moment_changes_nothing(tmp_path, flags, request):
+    expected_workdir, workdir = tmp_path / "expected", tmp_path / "killed"
+    assert finish(start(expected_workdir, *flags))[0] == 0
+    rng = random.Random(request.node.name)
+    kills = {"at the start": 0, "in training": 0, "in a save": 0}
+    for moment in (*kills, "in a save"):
+        process = start(workdir, *flags)
+        before = epochs_in(workdir)
+        if moment == "at the start":
+            time.sleep(rng.uniform(0, 4))
+        elif moment == "in training":
+            wait_for(lambda before=before: epochs_in(workdir) > before, process)
+            time.sleep(rng.uniform(0, 0.2))
+        else:
+            skip = rng.randrange(2)
+            wait_for(lambda end=before + skip: epochs_in(workdir) >= end and is_saving(workdir), process)
+            time.sleep(rng.uniform(0, 0.05))
+        process.kill()
+        kills[moment] += finish(process)[0] == -signal.SIGKILL
+    code, _, stderr = finish(start(workdir, *flags))
+    assert code == 0, stderr
+    print(f"kills of {request.node.callspec.id}: {kills}")
+    assert sum(kills.values()) >= 3
+    results = [json.loads((path / "result.json").read_text()) for path in (workdir, expected_workdir)]
+    assert_same_run(workdir, results[0], expected_workdir, results[1])
+
+
+@pytest.mark.slow
+def test_the_same_command_twice_gives_the_same_digits(tmp_path):
+    for name in ("a", "b"):
+        assert finish(start(tmp_path / name))[0] == 0
+    a, b = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("a", "b"))
+    assert_same_run(tmp_path / "a", a, tmp_path / "b", b)
+    assert [epoch["train"] for epoch in a["history"]] == [epoch["train"] for epoch in b["history"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["size=100k", "size=300k", "size=1400k", "size=1600k", "nr_inodes=70"])
+def test_a_really_full_disk_ends_with_one_line_and_loses_nothing(tmp_path, options):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    try:
+        code, _, stderr = finish(start(disk / "run"))
+        assert code == 2
+        assert stderr.splitlines()[-1].startswith("error: ")
+        subprocess.run(["mount", "-o", "remount,size=50m,nr_inodes=10000", disk], check=True)
+        assert finish(start(disk / "run"))[0] == 0
+        assert finish(start(tmp_path / "expected"))[0] == 0
+        results = [json.loads((path / "result.json").read_text()) for path in (disk / "run", tmp_path / "expected")]
+        assert_same_run(disk / "run", results[0], tmp_path / "expected", results[1])
+    finally:
+        subprocess.run(["umount", disk], check=True)
