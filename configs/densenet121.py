@@ -17,6 +17,4 @@ def get_config(variant: str = "study") -> ConfigDict:
     if variant == "study":
         config.optimizer.name = "nesterov"
         config.optimizer.learning_rate = 0.01
-    if variant == "fixed":
-        config.model.stem_stride = 1
     return config

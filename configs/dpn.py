@@ -13,7 +13,4 @@ from emnist_jax.config import ConfigDict
 
 
 def get_config(variant: str = "study") -> ConfigDict:
-    config = study.candidate("dpn68", variant)
-    if variant == "fixed":
-        config.model.stem_stride = 1
-    return config
+    return study.candidate("dpn68", variant)

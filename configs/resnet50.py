@@ -19,6 +19,4 @@ def get_config(variant: str = "study") -> ConfigDict:
         config.optimizer.epsilon = 1e-7
         config.model.activation = "leaky_relu"
         config.model.dropout.head = 0.5
-    if variant == "fixed":
-        config.model.stem_stride = 1
     return config

@@ -13,7 +13,4 @@ from emnist_jax.config import ConfigDict
 
 
 def get_config(variant: str = "study") -> ConfigDict:
-    config = study.candidate("shufflenet_v2", variant)
-    if variant == "fixed":
-        config.model.stem_stride = 1
-    return config
+    return study.candidate("shufflenet_v2", variant)

@@ -12,7 +12,4 @@ from emnist_jax.config import ConfigDict
 
 
 def get_config(variant: str = "study") -> ConfigDict:
-    config = study.candidate("vgg16", variant)
-    if variant == "fixed":
-        config.model.name = "vgg16_bn"
-    return config
+    return study.candidate("vgg16_bn" if variant == "fixed" else "vgg16", variant)

@@ -14,7 +14,4 @@ from emnist_jax.config import ConfigDict
 
 
 def get_config(variant: str = "study") -> ConfigDict:
-    config = study.candidate("wrn_28_10", variant)
-    if variant == "fixed":
-        config.model.name = "wrn_40_2"
-    return config
+    return study.candidate("wrn_40_2" if variant == "fixed" else "wrn_28_10", variant)

@@ -41,7 +41,8 @@ def candidate(model: str, variant: str) -> ConfigDict:
       variant: "study": batch 2048 and plain SGD at 0.001 without warm-up, as the study reports it, with the plateau,
         early stopping and at most 200 epochs of its ResNet-50.
         "fixed": what trains it: batch 128, AdamW, a learning rate that rises to 0.002 and falls to nothing
-        (OneCycle), BatchNorm that settles within an epoch, and the study's aug_4.
+        (OneCycle), BatchNorm that settles within an epoch, a stem that keeps 32x32 pixels, where the network was made
+        for larger images, and the study's aug_4.
 
     Raises:
       UserError: Another variant.
@@ -55,6 +56,8 @@ def candidate(model: str, variant: str) -> ConfigDict:
     elif variant == "fixed":
         augment(config, "aug_4")
         config.model.batch_norm_momentum = 0.9
+        if model not in ("densenet", "vgg16_bn", "wrn_40_2"):
+            config.model.stem_stride = 1
         config.optimizer.name = "adamw"
         config.optimizer.learning_rate = 0.002
         config.optimizer.weight_decay = 0.05
