@@ -165,6 +165,11 @@ def test_ema_is_the_moving_average_of_the_parameters():
     assert first.variables["params"] is first.ema_params
 
 
+def test_the_setting_for_deterministic_gpus_compiles_and_changes_nothing_on_a_cpu():
+    plain, deterministic = (train(make_config(deterministic=x), 1, steps=2) for x in (False, True))
+    assert_trees_close(plain, deterministic, 0, 0)
+
+
 def test_label_smoothing_is_in_the_loss():
     plain, smoothed = (train(make_config(**{"training.label_smoothing": x}), 1, steps=1) for x in (0.0, 0.5))
     assert plain.metrics.compute()["top1"] == smoothed.metrics.compute()["top1"]
