@@ -135,10 +135,14 @@ class Checkpoints:
             if newer > step:
                 self._manager.delete(newer)
 
-    def steps(self) -> list[int]:
-        """Returns the steps that there are checkpoints of, once the saves under way are done."""
+    def wait(self) -> None:
+        """Waits for the saves under way."""
         with self._reporting():
             self._manager.wait_until_finished()
+
+    def steps(self) -> list[int]:
+        """Returns the steps that there are checkpoints of, once the saves under way are done."""
+        self.wait()
         return self._manager.all_steps()
 
     def __enter__(self) -> "Checkpoints":

@@ -57,7 +57,10 @@ def train_and_evaluate(config, workdir: Path) -> dict:
         else:
             run = _prepare(config)
             with checkpoints.Checkpoints(workdir) as saved:
-                result = _train_and_test(run, workdir, saved)
+                under_way = _Training(run, workdir, saved)
+                with contextlib.closing(under_way.tensorboard):
+                    under_way.train()
+                    result = under_way.test()
             report.write_json(result_path, result)
         report.print_result(result, workdir)
         return result
@@ -154,256 +157,274 @@ def _prepare(config) -> _Run:
     )
 
 
-def _train_and_test(run: _Run, workdir: Path, saved: checkpoints.Checkpoints) -> dict:
-    """Trains on the device what is left of the run, and tests; returns what result.json holds."""
-    config, dataset = run.config, run.dataset
-    abstract_state = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=run.replicated),
-        run.create_state.eval_shape(jax.random.key(config.seed)),
-    )
-    parameters = sum(x.size for x in jax.tree.leaves((abstract_state.params, abstract_state.batch_stats)))
-    environment = report.environment()
-    log.info(
-        "%s, %s parameters, on %s: %s training, %s validation and %s test images, %d steps on %s",
-        config.model.name,
-        f"{parameters:,}",
-        run.dataset_label,
-        *(f"{len(split.labels):,}" for split in (dataset.train, dataset.validation, dataset.test)),
-        run.total_steps,
-        environment["device"],
-    )
-    progress = {
-        "dataset_sha256": run.dataset_sha256,
-        "epochs": [],
-        "early_stopping": None,
-        "rollbacks": [],
-        "epoch_seconds": 0.0,  # of training, in the epoch under way
-        "train_seconds": 0.0,
-        "compile_seconds": 0.0,
-    }
-    if restored := saved.restore_latest(abstract_state):
-        state, progress = restored
-        if progress["dataset_sha256"] != run.dataset_sha256:
-            raise UserError(
-                f"{workdir} was trained on other images than those that {dataset.name} holds now; restore them, or "
-                "pass another --workdir"
-            )
-        log.info("resumed at step %d of %d", state.step, run.total_steps)
-    else:
-        state = run.initial_state()
+class _Training:
+    """A run under way: its state on the devices, and the record of its progress.
 
-    started = time.perf_counter()
-    images, labels = run.put((dataset.train.images, dataset.train.labels))
-    order_key, step_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
-    epoch_order = training.make_epoch_order(len(dataset.train.labels), config.training.batch_size, run.mesh)
-    train_steps = (
-        training.make_train_steps(run.model, run.optimizer, config, run.mesh)
-        .lower(abstract_state, images, labels, epoch_order(order_key, 0), step_key, 1)
-        .compile()
-    )
-    evaluator = evaluation.Evaluator(
-        run.model,
-        config,
-        run.mesh,
-        abstract_state.variables,
-        dataset.train.images.shape[1:],
-        max(len(dataset.validation.labels), len(dataset.test.labels)),
-    )
-    progress["compile_seconds"] += time.perf_counter() - started
-    validation_batches = evaluator.put(dataset.validation.images)
+    Args:
+      run: What to do.
+      workdir: Takes what is told of it.
+      saved: Its checkpoints; the newest one that is intact is gone on from.
+    """
 
-    # From here on the workdir is this config's: what could be wrong with it has been found.
-    report.write_json(workdir / "config.json", _as_json(config))
-    tensorboard = report.TensorBoard(workdir)
-    figure = _augmented_inputs(run, step_key, f"augmented {run.dataset_label}")
-    tensorboard.figure("augmented_inputs", figure, 0)
-    for record in progress["epochs"]:
-        tensorboard.epoch(record)
+    def __init__(self, run: _Run, workdir: Path, saved: checkpoints.Checkpoints):
+        config, dataset = run.config, run.dataset
+        self.run, self.workdir, self.saved = run, workdir, saved
+        self.abstract_state = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=run.replicated),
+            run.create_state.eval_shape(jax.random.key(config.seed)),
+        )
+        variables = (self.abstract_state.params, self.abstract_state.batch_stats)
+        self.parameters = sum(x.size for x in jax.tree.leaves(variables))
+        self.environment = report.environment()
+        log.info(
+            "%s, %s parameters, on %s: %s training, %s validation and %s test images, %d steps on %s",
+            config.model.name,
+            f"{self.parameters:,}",
+            run.dataset_label,
+            *(f"{len(split.labels):,}" for split in (dataset.train, dataset.validation, dataset.test)),
+            run.total_steps,
+            self.environment["device"],
+        )
+        self.progress = {
+            "dataset_sha256": run.dataset_sha256,
+            "epochs": [],
+            "early_stopping": None,
+            "rollbacks": [],
+            "epoch_seconds": 0.0,  # of training, in the epoch under way
+            "train_seconds": 0.0,
+            "compile_seconds": 0.0,
+        }
+        if restored := saved.restore_latest(self.abstract_state):
+            self.state, self.progress = restored
+            if self.progress["dataset_sha256"] != run.dataset_sha256:
+                raise UserError(
+                    f"{workdir} was trained on other images than those that {dataset.name} holds now; restore them, "
+                    "or pass another --workdir"
+                )
+            log.info("resumed at step %d of %d", self.state.step, run.total_steps)
+        else:
+            self.state = run.initial_state()
+        self.early_stopping = EarlyStopping(
+            # flax stops at the first epoch after its patience, Keras at its last one.
+            patience=(config.training.early_stopping_epochs or run.total_steps + 1) - 1,
+            **(self.progress["early_stopping"] or {}),
+        )
 
-    early_stopping = EarlyStopping(
-        # flax stops at the first epoch after its patience, Keras at its last one.
-        patience=(config.training.early_stopping_epochs or run.total_steps + 1) - 1,
-        **(progress["early_stopping"] or {}),
-    )
-    step = int(state.step)
-    with contextlib.closing(tensorboard):
+        started = time.perf_counter()
+        self.images, self.labels = run.put((dataset.train.images, dataset.train.labels))
+        self.order_key, self.step_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
+        self.epoch_order = training.make_epoch_order(len(dataset.train.labels), config.training.batch_size, run.mesh)
+        order = self.epoch_order(self.order_key, 0)
+        self.train_steps = (
+            training.make_train_steps(run.model, run.optimizer, config, run.mesh)
+            .lower(self.abstract_state, self.images, self.labels, order, self.step_key, 1)
+            .compile()
+        )
+        self.evaluator = evaluation.Evaluator(
+            run.model,
+            config,
+            run.mesh,
+            self.abstract_state.variables,
+            dataset.train.images.shape[1:],
+            max(len(dataset.validation.labels), len(dataset.test.labels)),
+        )
+        self.progress["compile_seconds"] += time.perf_counter() - started
+        self.validation_batches = self.evaluator.put(dataset.validation.images)
+
+        # From here on the workdir is this config's: what could be wrong with it has been found.
+        report.write_json(workdir / "config.json", _as_json(config))
+        self.tensorboard = report.TensorBoard(workdir)
+        self.tensorboard.figure("augmented_inputs", self._augmented_inputs(), 0)
+        for record in self.progress["epochs"]:
+            self.tensorboard.epoch(record)
+
+    def train(self) -> None:
+        """Trains to the end, or to a stop."""
+        run, config = self.run, self.run.config
+        step = int(self.state.step)
         with StopRequest() as stop_request, report.progress_bar(step, run.total_steps) as bar:
-            while step < run.total_steps and not early_stopping.should_stop:
-                epoch_start = step // run.steps_per_epoch * run.steps_per_epoch
-                epoch_end = min(epoch_start + run.steps_per_epoch, run.total_steps)
-                order = epoch_order(order_key, epoch_start // run.steps_per_epoch)
+            while step < run.total_steps and not self.early_stopping.should_stop:
+                epoch = step // run.steps_per_epoch
+                epoch_end = min((epoch + 1) * run.steps_per_epoch, run.total_steps)
+                order = self.epoch_order(self.order_key, epoch)
                 finite, stopped_by = True, None
                 while step < epoch_end and finite and not stopped_by:
                     started = time.perf_counter()
                     expected = min(step + config.training.steps_per_call, epoch_end)
-                    state = train_steps(state, images, labels, order, step_key, expected - step)
+                    self.state = self.train_steps(
+                        self.state, self.images, self.labels, order, self.step_key, expected - step
+                    )
                     # Waiting for each call costs microseconds, and keeps virtual CPU devices from deadlock.
-                    step = int(state.step)
-                    progress["epoch_seconds"] += time.perf_counter() - started
+                    step = int(self.state.step)
+                    self.progress["epoch_seconds"] += time.perf_counter() - started
                     bar.update(bar.task_ids[0], completed=step)
                     finite = step == expected
                     stopped_by = stop_request.received()
-                if not finite:
-                    rows = jax.jit(lambda order, row: order[row], out_shardings=run.replicated)
-                    rows = np.asarray(rows(order, step % run.steps_per_epoch))
-                    state = _after_divergence(run, workdir, saved, abstract_state, state, progress, rows)
-                    step = int(state.step)
-                    continue
-                if step == epoch_end:
-                    seconds = progress["epoch_seconds"]
-                    progress["train_seconds"] += seconds
-                    progress["epoch_seconds"] = 0.0
-                    host_state = jax.device_get((state.metrics, state.plateau, state.learning_rate_scale))
-                    metrics, plateau_state, learning_rate_scale = host_state
-                    learning_rate = float(run.schedule(step - 1) * learning_rate_scale)
-                    if run.plateau:
-                        learning_rate *= float(plateau_state.scale)
-                    record = {
-                        "epoch": step / run.steps_per_epoch,
-                        "step": step,
-                        "train": {name: float(value) for name, value in metrics.compute().items()},
-                        "learning_rate": learning_rate,
-                        "images_per_second": (step - epoch_start) * config.training.batch_size / seconds,
-                        "seconds": seconds,
-                        "unix_time": time.time(),
-                    }
-                    if len(dataset.validation.labels):
-                        logits = evaluator.logits(state.variables, validation_batches, len(dataset.validation.labels))
-                        record["validation"] = evaluation.measure(logits, dataset.validation.labels)
-                        loss = record["validation"]["loss"]
-                        early_stopping = early_stopping.update(loss)
-                        progress["early_stopping"] = {
-                            "best_metric": early_stopping.best_metric,
-                            "patience_count": early_stopping.patience_count,
-                            "should_stop": early_stopping.should_stop,
-                        }
-                        if run.plateau:
-                            fed = optimizers.feed_plateau(run.plateau, plateau_state, loss)
-                            state = state.replace(plateau=run.put(fed))
-                    state = state.replace(metrics=run.put(training.Metrics.empty()))
-                    progress["epochs"].append(record)
-                    tensorboard.epoch(record)
-                    _tell(record, run.dataset_label)
-                saved.save(state, progress)
+                if finite:
+                    if step == epoch_end:
+                        self._end_epoch(step)
+                    self.saved.save(self.state, self.progress)
+                else:
+                    self._roll_back(order)
+                    step = int(self.state.step)
                 if stopped_by:
                     raise Stopped(f"stopped by {stopped_by} at step {step:,} of {run.total_steps:,}")
-            # Before signals end the process at once again.
-            saved_steps = saved.steps()
-        if early_stopping.should_stop:
+            # Before a signal ends the process at once again.
+            self.saved.wait()
+        if self.early_stopping.should_stop:
             log.info("early stopping: no lower validation loss for %d epochs", config.training.early_stopping_epochs)
 
-        last = progress["epochs"][-1]
-        chosen, state = last, state
+    def _end_epoch(self, step: int) -> None:
+        """Validates, and reports the epoch that ends at a step."""
+        run, progress = self.run, self.progress
+        epochs, validation = progress["epochs"], run.dataset.validation
+        steps = step - (epochs[-1]["step"] if epochs else 0)
+        seconds = progress["epoch_seconds"]
+        progress["train_seconds"] += seconds
+        progress["epoch_seconds"] = 0.0
+        metrics, plateau, learning_rate_scale = jax.device_get(
+            (self.state.metrics, self.state.plateau, self.state.learning_rate_scale)
+        )
+        record = {
+            "epoch": step / run.steps_per_epoch,
+            "step": step,
+            "train": {name: float(value) for name, value in metrics.compute().items()},
+            "learning_rate": float(run.schedule(step - 1) * learning_rate_scale * (plateau.scale if plateau else 1)),
+            "images_per_second": steps * run.config.training.batch_size / seconds,
+            "seconds": seconds,
+            "unix_time": time.time(),
+        }
+        if len(validation.labels):
+            logits = self.evaluator.logits(self.state.variables, self.validation_batches, len(validation.labels))
+            record["validation"] = evaluation.measure(logits, validation.labels)
+            loss = record["validation"]["loss"]
+            self.early_stopping = self.early_stopping.update(loss)
+            progress["early_stopping"] = {
+                "best_metric": self.early_stopping.best_metric,
+                "patience_count": self.early_stopping.patience_count,
+                "should_stop": self.early_stopping.should_stop,
+            }
+            if plateau:
+                plateau = run.put(optimizers.feed_plateau(run.plateau, plateau, loss))
+                self.state = self.state.replace(plateau=plateau)
+        self.state = self.state.replace(metrics=run.put(training.Metrics.empty()))
+        epochs.append(record)
+        self.tensorboard.epoch(record)
+        _tell(record, run.dataset_label)
+
+    def _roll_back(self, order: jax.Array) -> None:
+        """Goes back to the end of the epoch before a step that was not finite, with half the learning rate.
+
+        Args:
+          order: Of the epoch; the state is the one before the step.
+
+        Raises:
+          UserError: That is not wanted, or of no use: names the step, and where its state and images are.
+        """
+        run, progress = self.run, self.progress
+        step, scale = int(self.state.step), float(self.state.learning_rate_scale)
+        epoch_end = progress["epochs"][-1]["step"] if progress["epochs"] else 0
+        what = f"the loss or a gradient of step {step:,} (epoch {step / run.steps_per_epoch:.2f}) is not finite"
+        if run.config.on_nan == "stop":
+            advice = "lower config.optimizer.learning_rate, or set --config.on_nan=rollback"
+        elif step == epoch_end:
+            advice = f"a rollback cannot help; lower config.optimizer.learning_rate ({scale:g} of it was tried)"
+        elif len(progress["rollbacks"]) == MAX_ROLLBACKS:
+            advice = f"{MAX_ROLLBACKS} rollbacks did not help"
+        else:
+            advice = None
+        if advice:
+            if step not in self.saved.steps():
+                self.saved.save(self.state, progress)
+            path = self.workdir / f"not_finite_step_{step}.npz"
+            rows = jax.jit(lambda order, row: order[row], out_shardings=run.replicated)
+            rows = np.asarray(rows(order, step % run.steps_per_epoch))
+            if report.is_first_process():
+                train = run.dataset.train
+                np.savez_compressed(path, rows=rows, images=train.images[rows], labels=train.labels[rows])
+            raise UserError(f"{what}; checkpoint {step} holds the state before it, {path} its images; {advice}")
+
+        self.saved.delete_after(epoch_end)
+        if not epoch_end:
+            state = run.initial_state()
+        elif restored := self.saved.restore(epoch_end, self.abstract_state):
+            state = restored[0]
+        else:
+            raise UserError(f"{what}, and checkpoint {epoch_end} is damaged; the same command goes further back")
+        self.state = state.replace(learning_rate_scale=run.put(np.float32(scale / 2)))
+        log.warning("%s: back to step %d, with %g times the learning rate", what, epoch_end, scale / 2)
+        progress["train_seconds"] += progress["epoch_seconds"]
+        progress["epoch_seconds"] = 0.0
+        progress["rollbacks"].append({"step": step, "to_step": epoch_end, "learning_rate_scale": scale / 2})
+
+    def test(self) -> dict:
+        """Tests the last or the best epoch, and returns what result.json holds."""
+        run, progress = self.run, self.progress
+        config, dataset = run.config, run.dataset
+        last = chosen = progress["epochs"][-1]
         if config.training.select == "best":
-            chosen, state = _best(saved, saved_steps, abstract_state, progress["epochs"], state)
-        if chosen is not last:
-            log.info("testing epoch %g, the best by validation top-1", chosen["epoch"])
+            chosen = self._restore_best()
+            if chosen is not last:
+                log.info("testing epoch %g, the best by validation top-1", chosen["epoch"])
 
         # Everything is compiled and in place before the clock starts.
-        test_labels, class_names = dataset.test.labels, dataset.class_names
-        test_batches = jax.block_until_ready(evaluator.put(dataset.test.images))
-        evaluator.logits(state.variables, test_batches[:1], 1)
-        evaluation.measure(np.zeros((len(test_labels), len(class_names)), np.float32), test_labels)
+        labels, variables = dataset.test.labels, self.state.variables
+        batches = jax.block_until_ready(self.evaluator.put(dataset.test.images))
+        self.evaluator.logits(variables, batches[:1], 1)
+        evaluation.measure(np.zeros((len(labels), len(dataset.class_names)), np.float32), labels)
         started = time.perf_counter()
-        logits = evaluator.logits(state.variables, test_batches, len(test_labels))
+        logits = self.evaluator.logits(variables, batches, len(labels))
         inference_seconds = time.perf_counter() - started
-        test = evaluation.measure(logits, test_labels)
+        test = evaluation.measure(logits, labels)
         evaluation_seconds = time.perf_counter() - started
 
-        tensorboard.scalars({f"test/{name}": test[name] for name in ("loss", "top1", "top5")}, step)
+        self.tensorboard.scalars({f"test/{name}": test[name] for name in ("loss", "top1", "top5")}, last["step"])
         title = f"{config.model.name} on {run.dataset_label}, test"
-        figure = report.confusion_figure(test_labels, logits.argmax(-1), class_names, title)
-        tensorboard.figure("confusion_matrix", figure, step)
-        tensorboard.hyper_parameters(config.to_dict(), {f"test/{name}": test[name] for name in ("top1", "top5")})
-    return {
-        "model": config.model.name,
-        "dataset": dataset.name,
-        "dataset_sha256": run.dataset_sha256,
-        "synthetic": dataset.synthetic,
-        "parameters": parameters,
-        "test": test,
-        "validation": chosen.get("validation"),
-        "epochs": last["epoch"],
-        "step": chosen["step"],
-        "rollbacks": progress["rollbacks"],
-        "train_seconds": progress["train_seconds"],
-        "seconds_per_epoch": progress["train_seconds"] / last["epoch"],
-        "images_per_second": step * config.training.batch_size / progress["train_seconds"],
-        "compile_seconds": progress["compile_seconds"],
-        "evaluation_seconds": evaluation_seconds,
-        "inference_seconds": inference_seconds,
-        "seed": config.seed,
-        **environment,
-        "history": progress["epochs"],
-    }
+        figure = report.confusion_figure(labels, logits.argmax(-1), dataset.class_names, title)
+        self.tensorboard.figure("confusion_matrix", figure, last["step"])
+        accuracies = {f"test/{name}": test[name] for name in ("top1", "top5")}
+        self.tensorboard.hyper_parameters(config.to_dict(), accuracies)
+        return {
+            "model": config.model.name,
+            "dataset": dataset.name,
+            "dataset_sha256": run.dataset_sha256,
+            "synthetic": dataset.synthetic,
+            "parameters": self.parameters,
+            "test": test,
+            "validation": chosen.get("validation"),
+            "epochs": last["epoch"],
+            "step": chosen["step"],
+            "rollbacks": progress["rollbacks"],
+            "train_seconds": progress["train_seconds"],
+            "seconds_per_epoch": progress["train_seconds"] / last["epoch"],
+            "images_per_second": last["step"] * config.training.batch_size / progress["train_seconds"],
+            "compile_seconds": progress["compile_seconds"],
+            "evaluation_seconds": evaluation_seconds,
+            "inference_seconds": inference_seconds,
+            "seed": config.seed,
+            **self.environment,
+            "history": progress["epochs"],
+        }
 
+    def _restore_best(self) -> dict:
+        """Restores the best epoch whose checkpoint is intact, and returns its record."""
+        epochs, steps = self.progress["epochs"], self.saved.steps()
+        for record in checkpoints.by_preference(epochs):
+            if record is epochs[-1]:
+                break
+            if record["step"] in steps and (restored := self.saved.restore(record["step"], self.abstract_state)):
+                self.state = restored[0]
+                return record
+        return epochs[-1]
 
-def _after_divergence(
-    run: _Run,
-    workdir: Path,
-    saved: checkpoints.Checkpoints,
-    abstract_state,
-    state: training.TrainState,
-    progress: dict,
-    rows: np.ndarray,
-) -> training.TrainState:
-    """Returns the state to go on with after a step that was not finite, or ends the run.
-
-    Args:
-      run: The run.
-      workdir: Takes the images of that step.
-      saved: The checkpoints.
-      abstract_state: The state's shapes, dtypes and shardings.
-      state: Before the step.
-      progress: Is told of a rollback.
-      rows: Of the training images of the step, int32 `[B]`.
-
-    Raises:
-      UserError: Names the step, and where its state and images are.
-    """
-    step, scale = int(state.step), float(state.learning_rate_scale)
-    epoch_end = progress["epochs"][-1]["step"] if progress["epochs"] else 0
-    what = f"the loss or a gradient of step {step:,} (epoch {step / run.steps_per_epoch:.2f}) is not finite"
-    if run.config.on_nan == "stop":
-        advice = "lower config.optimizer.learning_rate, or set --config.on_nan=rollback"
-    elif step == epoch_end:
-        advice = f"the end of the epoch before is as bad; lower config.optimizer.learning_rate (it was {scale:g} of it)"
-    elif len(progress["rollbacks"]) == MAX_ROLLBACKS:
-        advice = f"{MAX_ROLLBACKS} rollbacks did not help"
-    else:
-        advice = None
-    if advice:
-        if step not in saved.steps():
-            saved.save(state, progress)
-        path = workdir / f"not_finite_step_{step}.npz"
-        if report.is_first_process():
-            train = run.dataset.train
-            np.savez_compressed(path, rows=rows, images=train.images[rows], labels=train.labels[rows])
-        raise UserError(f"{what}; checkpoint {step} holds the state before it, {path} its images; {advice}")
-
-    saved.delete_after(epoch_end)
-    if not epoch_end:
-        state = run.initial_state()
-    elif restored := saved.restore(epoch_end, abstract_state):
-        state = restored[0]
-    else:
-        raise UserError(f"{what}, and checkpoint {epoch_end} is damaged; the same command goes further back")
-    log.warning("%s: back to step %d, with %g times the learning rate", what, epoch_end, scale / 2)
-    progress["train_seconds"] += progress["epoch_seconds"]
-    progress["epoch_seconds"] = 0.0
-    progress["rollbacks"].append({"step": step, "to_step": epoch_end, "learning_rate_scale": scale / 2})
-    return state.replace(learning_rate_scale=run.put(np.float32(scale / 2)))
-
-
-def _best(saved: checkpoints.Checkpoints, saved_steps: list[int], abstract_state, epochs: list[dict], state) -> tuple:
-    """Returns the record of the best epoch whose checkpoint is intact, and its state; `state` is the last one's."""
-    last = epochs[-1]
-    for record in checkpoints.by_preference(epochs):
-        if record is last:
-            break
-        if record["step"] in saved_steps and (restored := saved.restore(record["step"], abstract_state)):
-            return record, restored[0]
-    return last, state
+    def _augmented_inputs(self):
+        """Draws the first training images as the network sees them."""
+        run = self.run
+        images, labels = run.dataset.train.images[:32], run.dataset.train.labels[:32]
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(self.step_key, np.arange(len(images)))
+        inputs = jax.jit(lambda images, keys: training.prepare(images, run.config, run.model.input_shape, keys))
+        names = [run.dataset.class_names[label] for label in labels]
+        return report.images_figure(np.asarray(inputs(images, keys))[..., 0], names, f"augmented {run.dataset_label}")
 
 
 @contextlib.contextmanager
@@ -469,12 +490,3 @@ def _tell(record: dict, dataset_label: str) -> None:
         f"{record['images_per_second']:,.0f}",
         record["seconds"],
     )
-
-
-def _augmented_inputs(run: _Run, key, title: str):
-    """Draws the first training images as the network sees them."""
-    images, labels = run.dataset.train.images[:32], run.dataset.train.labels[:32]
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(len(images)))
-    inputs = jax.jit(lambda images, keys: training.prepare(images, run.config, run.model.input_shape, keys))
-    names = [run.dataset.class_names[label] for label in labels]
-    return report.images_figure(np.asarray(inputs(images, keys))[..., 0], names, title)
