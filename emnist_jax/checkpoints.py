@@ -99,6 +99,8 @@ class Checkpoints:
                     state=ocp.args.StandardRestore(abstract_state), progress=ocp.args.JsonRestore()
                 ),
             )
+        except jax.errors.JaxRuntimeError:  # as in `_reporting`
+            raise
         # Damage shows as many kinds of exception, from tensorstore's to json's.
         except Exception as error:
             log.warning("checkpoint %d in %s is damaged: %s", step, self._manager.directory, _first_line(error))
