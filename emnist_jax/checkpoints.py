@@ -67,6 +67,8 @@ class Checkpoints:
             best = [by_preference(epochs)[0]["step"]] if epochs[-1].get("validation") else []
             self._kept.steps = frozenset([epochs[-1]["step"], *best])
         with self._reporting():
+            # Of numpy's arrays the first process writes all; of jax's, each would write a share.
+            state = jax.device_get(state)
             self._manager.save(
                 int(state.step),
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)),
