@@ -65,6 +65,8 @@ def run(main: Callable, config_required: bool = True) -> None:
                 raise
             _end(f"lost another process ({_first_line(error)}); the same command resumes", os.EX_TEMPFAIL)
         except Stopped as stop:
+            # All stop together: none should take another for lost.
+            jax.distributed.shutdown()
             _end(f"{stop}; the same command resumes", os.EX_TEMPFAIL)
 
     # Outside of training, which handles them by itself, there is nothing to save.
