@@ -1,6 +1,7 @@
 """Trains and tests: `python -m emnist_jax.main --config=configs/densenet.py [--config.KEY=VALUE ...]`."""
 
 import faulthandler
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -26,14 +27,20 @@ def main(config) -> None:
     if _DISTRIBUTED.value:
         # JAX aborts where another process is lost: absl's dump of all threads would bury its message.
         faulthandler.disable()
+        # JAX's own handler would swallow SIGTERM until training starts.
+        jax.config.update("jax_enable_preemption_service", False)
+        named = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         try:
-            jax.distributed.initialize(
-                _COORDINATOR.value,
-                _NUM_PROCESSES.value,
-                _PROCESS_ID.value,
-                heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
-                shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
-            )
+            # In a thread: this one hears signals while it waits for the others.
+            with ThreadPoolExecutor(1) as executor:
+                executor.submit(
+                    jax.distributed.initialize,
+                    *named,
+                    # Where all is said, a scheduler could only hide devices.
+                    cluster_detection_method="deactivate" if None not in named else None,
+                    heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+                    shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
+                ).result()
         except ValueError as error:
             raise UserError(
                 f"--distributed: {error} Pass --coordinator_address, --num_processes and --process_id"
