@@ -68,6 +68,8 @@ class Checkpoints:
             best = [by_preference(epochs)[0]["step"]] if epochs[-1].get("validation") else []
             self._kept.steps = frozenset([epochs[-1]["step"], *best])
         with self._reporting():
+            # Of numpy's arrays the first process writes all; of jax's, each would write a share.
+            state = jax.device_get(state)
             self._manager.save(
                 int(state.step),
                 args=ocp.args.Composite(
@@ -107,6 +109,8 @@ class Checkpoints:
             progress = restored.progress["content"]
             if restored.progress["sha256"] != _sha256(progress):
                 raise ValueError("its progress has changed")
+        except jax.errors.JaxRuntimeError:  # as in `_reporting`
+            raise
         # Damage shows as many kinds of exception, from tensorstore's to json's.
         except Exception as error:
             log.warning("checkpoint %d in %s is damaged: %s", step, self._manager.directory, _first_line(error))

@@ -59,10 +59,14 @@ def run(main: Callable, config_required: bool = True) -> None:
         except OSError as error:
             _stop(f"{error}; the same command resumes")
         except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                _stop(f"{_first_line(error)}; lower config.training.batch_size or config.evaluation.batch_size")
             if jax.process_count() == 1:
                 raise
             _end(f"lost another process ({_first_line(error)}); the same command resumes", os.EX_TEMPFAIL)
         except Stopped as stop:
+            # All stop together: none should take another for lost.
+            jax.distributed.shutdown()
             _end(f"{stop}; the same command resumes", os.EX_TEMPFAIL)
 
     # Outside of training, which handles them by itself, there is nothing to save.

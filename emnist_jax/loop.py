@@ -50,12 +50,14 @@ def train_and_evaluate(config, workdir: Path) -> dict:
       Stopped: By a signal, after saving.
     """
     validate(config)
-    with _open_workdir(workdir, config):
-        result_path = workdir / "result.json"
-        if result_path.exists():
-            result = _read_json(result_path)
-        else:
-            run = _prepare(config)
+    with contextlib.ExitStack() as stack:
+        with _together():
+            stack.enter_context(_open_workdir(workdir, config))
+            result_path = workdir / "result.json"
+            result = _read_json(result_path) if result_path.exists() else None
+            run = None if result else _prepare(config)
+        if run:
+            _check_same_images(run)
             with checkpoints.Checkpoints(workdir) as saved:
                 under_way = _Training(run, workdir, saved)
                 with contextlib.closing(under_way.tensorboard):
@@ -64,6 +66,24 @@ def train_and_evaluate(config, workdir: Path) -> dict:
             report.write_json(result_path, result)
         report.print_result(result, workdir)
         return result
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Lets an error of one process end all of them as one of the user's, not as a loss after which to start again."""
+    error = None
+    try:
+        yield
+    except UserError as own:
+        error = own
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.bool_(error is not None))
+        if failed.any():
+            # So that none takes another for lost.
+            jax.distributed.shutdown()
+            error = error or UserError(f"process {failed.argmax()} cannot go on, and says why")
+    if error:
+        raise error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,10 +156,6 @@ def _prepare(config) -> _Run:
     for split in (dataset.train, dataset.validation, dataset.test):
         digest.update(split.images)
         digest.update(split.labels)
-    if jax.process_count() > 1:
-        digests = multihost_utils.process_allgather(np.frombuffer(digest.digest(), np.uint8))
-        if (digests != digests[0]).any():
-            raise UserError(f"the processes have read different images of {dataset.name}")
     optimizer, schedule = optimizers.create(config, total_steps, steps_per_epoch)
     plateau = optimizers.create_plateau(config)
     return _Run(
@@ -155,6 +171,13 @@ def _prepare(config) -> _Run:
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
     )
+
+
+def _check_same_images(run: _Run) -> None:
+    if jax.process_count() > 1:
+        digests = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(run.dataset_sha256), np.uint8))
+        if (digests != digests[0]).any():
+            raise UserError(f"the processes have read different images of {run.dataset.name}")
 
 
 class _Training:

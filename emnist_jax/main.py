@@ -1,6 +1,9 @@
 """Trains and tests: `python -m emnist_jax.main --config=configs/densenet.py [--config.KEY=VALUE ...]`."""
 
 import faulthandler
+import re
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -12,6 +15,7 @@ from emnist_jax.errors import UserError
 _WORKDIR = flags.DEFINE_string("workdir", None, "Default: runs/NAME_OF_THE_CONFIG; seen by all processes")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Train together with other processes; SLURM and MPI name them")
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, elsewhere than in SLURM")
+flags.register_validator(_COORDINATOR, lambda address: not address or re.fullmatch(r".+:\d+", address), "not HOST:PORT")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0", lower_bound=0)
 
@@ -26,19 +30,41 @@ def main(config) -> None:
     if _DISTRIBUTED.value:
         # JAX aborts where another process is lost: absl's dump of all threads would bury its message.
         faulthandler.disable()
+        # JAX's own handler would swallow SIGTERM until training starts.
+        jax.config.update("jax_enable_preemption_service", False)
+        if _COORDINATOR.value and _PROCESS_ID.value == 0:
+            _check_port(int(_COORDINATOR.value.rpartition(":")[2]))
+        named = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         try:
-            jax.distributed.initialize(
-                _COORDINATOR.value,
-                _NUM_PROCESSES.value,
-                _PROCESS_ID.value,
-                heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
-                shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
-            )
+            # In a thread: this one hears signals while it waits for the others.
+            with ThreadPoolExecutor(1) as executor:
+                executor.submit(
+                    jax.distributed.initialize,
+                    *named,
+                    # Where all is said, a scheduler could only hide devices.
+                    cluster_detection_method="deactivate" if None not in named else None,
+                    heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+                    shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
+                ).result()
         except ValueError as error:
             raise UserError(
                 f"--distributed: {error} Pass --coordinator_address, --num_processes and --process_id"
             ) from error
+    try:
+        jax.devices()
+    # JAX asserts where JAX_PLATFORMS=cuda and there is no GPU.
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0] or f"none for JAX_PLATFORMS={jax.config.jax_platforms}"
+        raise UserError(f"JAX finds no device: {reason}") from error
     loop.train_and_evaluate(config, Path(_WORKDIR.value or f"runs/{command_line.config_name()}"))
+
+
+def _check_port(port: int) -> None:
+    """Raises UserError where the port is taken: JAX would share it with the other program, or crash."""
+    try:
+        socket.create_server(("", port)).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cannot listen at port {port} of --coordinator_address ({error}); pass another") from error
 
 
 if __name__ == "__main__":

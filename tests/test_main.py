@@ -139,6 +139,8 @@ def test_the_variants_of_the_densenet():
         (("--config=configs/quickstart.py", "--config.training.epochs=x"), "could not convert"),
         (("--config=configs/quickstart.py", "--config.model.name=densnet"), "did you mean 'densenet'?"),
         (("--config=configs/quickstart.py", "--confg=x"), "Did you mean: config"),
+        (("--config=configs/quickstart.py", "--coordinator_address=localhost"), "not HOST:PORT"),
+        (("--config=configs/quickstart.py", "--distributed"), "Pass --coordinator_address"),
         (("--config=configs/lenet5.py", "--config.dataset.data_dir=/nowhere"), "/nowhere has no emnist-"),
     ],
 )
