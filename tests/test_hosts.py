@@ -1,0 +1,360 @@
+"""Two real processes over loopback compute what one does, end together and go on; and the files in launch/."""
+
+import fcntl
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from absl import flags
+
+import emnist_jax.main  # noqa: F401 defines its flags
+from processes import MAIN, ROOT, TINY, Process, Processes, free_port, result_of, wait_for
+from test_loop import numbers_of, parameters_of
+
+LAUNCH = ROOT / "launch"
+SCRIPTS = sorted(LAUNCH.glob("*.sh"))
+STEPS = 30
+# Stopped, or JAX' own abort: whichever notices first that another process is lost.
+LOST = (75, 134)
+LOST_LINE = re.compile(
+    r"^lost another process \(.+\); the same command resumes$|JAX distributed service detected", re.M
+)
+
+
+def kubernetes(kind: str) -> dict:
+    (found,) = (x for x in yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text()) if x["kind"] == kind)
+    return found
+
+
+def container() -> dict:
+    (found,) = kubernetes("Job")["spec"]["template"]["spec"]["containers"]
+    return found
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_parse_and_are_strict(script):
+    subprocess.run(["bash", "-n", script], check=True)
+    assert os.access(script, os.X_OK)
+    assert "\nset -euo pipefail\n" in script.read_text()
+
+
+def test_every_flag_of_the_launch_files_exists():
+    texts = {path.name: path.read_text() for path in SCRIPTS}
+    texts["kubernetes.yaml"] = " ".join((*container()["command"], *container()["args"]))
+    assert sorted(texts) == ["four_gpus.sh", "kubernetes.yaml", "one_gpu.sh", "slurm.sh"]
+    for name, text in texts.items():
+        command = text.partition("python -m emnist_jax.main")[2]
+        assert '"$@"' in command, name
+        assert set(re.findall(r"--(\w+)", command)) <= set(flags.FLAGS), name
+
+
+def test_slurm_asks_for_what_the_run_needs():
+    head = (LAUNCH / "slurm.sh").read_text().partition("\nset -e")[0]
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)=?(\S*)$", head, re.M))
+    # JAX picks the GPU by SLURM_LOCALID, of those that the task sees.
+    assert options["nodes"] == "1"
+    assert options["ntasks-per-node"] == options["gpus-per-node"] == "4"
+    assert not {"gpus-per-task", "gpu-bind"} & options.keys()
+    assert options["signal"] == "TERM@120"
+    assert options["open-mode"] == "append"
+    assert "requeue" in options
+
+
+def test_kubernetes_pods_find_each_other_and_come_back():
+    job, service, claim = (kubernetes(kind) for kind in ("Job", "Service", "PersistentVolumeClaim"))
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    environment = {variable["name"]: variable["value"] for variable in container()["env"]}
+    assert spec["completionMode"] == "Indexed"
+    assert spec["completions"] == spec["parallelism"] == int(environment["PROCESSES"])
+    assert container()["resources"]["limits"] == {"nvidia.com/gpu": 4}
+
+    name, subdomain = job["metadata"]["name"], service["metadata"]["name"]
+    assert pod["subdomain"] == subdomain
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"] == {"job-name": name}
+    assert re.search(rf":-{name}-0\.{subdomain}:\d+}}", " ".join(container()["command"]))
+
+    rules = [(rule["action"], rule.get("onExitCodes", {}).get("values")) for rule in spec["podFailurePolicy"]["rules"]]
+    assert rules == [("FailJob", [2]), ("Ignore", [*LOST, 137, 143]), ("Ignore", None)]
+    assert pod["restartPolicy"] == "Never"  # or there is no failure policy
+    assert pod["terminationGracePeriodSeconds"] >= 60
+
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    mounts = {mount["name"]: mount["mountPath"] for mount in container()["volumeMounts"]}
+    assert mounts.keys() == volumes.keys()
+    assert volumes["data"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    for path in (environment["TFDS_DATA_DIR"], *(x for x in container()["args"] if x.startswith("--workdir="))):
+        assert path.removeprefix("--workdir=").startswith(mounts["data"] + "/")
+
+
+@pytest.fixture
+def processes(tmp_path):
+    with Processes(tmp_path) as processes:
+        yield processes
+
+
+@pytest.mark.parametrize("platform", ["nonesuch", "cuda"])
+def test_a_missing_device_ends_with_one_line_and_code_2(processes, platform):
+    if platform == "cuda" and list(Path("/dev").glob("nvidia*")):
+        pytest.skip("there is a GPU")
+    process = processes.start(LAUNCH / "one_gpu.sh", *TINY, JAX_PLATFORMS=platform)
+    assert process.code() == 2
+    assert re.fullmatch(f"error: JAX finds no device: .*{platform}.*\n", process.output)
+
+
+def test_a_taken_port_ends_with_code_2(processes):
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::", 0))
+        taken.listen()
+        address = f"--coordinator_address=localhost:{taken.getsockname()[1]}"
+        process = processes.start(*MAIN, *TINY, "--distributed", address, "--num_processes=2", "--process_id=0")
+        assert process.code() == 2
+    assert re.fullmatch(r"error: cannot listen at port \d+ .*Address already in use.*\n", process.output)
+
+
+def finished(path: Path, start) -> Path:
+    """Runs what `start(processes, flags)` starts to its end; returns the workdir."""
+    with Processes(path) as processes:
+        for process in start(processes, (*TINY, f"--workdir={path / 'run'}")):
+            assert process.code() == 0, process.output
+    return path / "run"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The workdir of an uninterrupted run of one process with four devices."""
+    path = tmp_path_factory.mktemp("alone")
+    return finished(path, lambda processes, arguments: [processes.start(*MAIN, *arguments, devices=4)])
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory) -> Path:
+    """The workdir of an uninterrupted run of two processes with two devices each, of which 1 makes private files."""
+    path = tmp_path_factory.mktemp("together")
+    return finished(path, lambda processes, arguments: processes.start_two(*arguments, umask_of_1=0o077))
+
+
+def assert_same(workdir: Path, expected: Path):
+    assert numbers_of(result_of(workdir)) == numbers_of(result_of(expected))
+    np.testing.assert_array_equal(parameters_of(workdir, STEPS), parameters_of(expected, STEPS))
+
+
+def assert_close(workdir: Path, expected: Path):
+    found, wanted = (result_of(path) for path in (workdir, expected))
+    assert found["history"][0]["train"] == pytest.approx(wanted["history"][0]["train"], rel=1e-5)
+    assert found["test"]["examples"] == wanted["test"]["examples"] == 50
+    assert found["test"]["loss"] == pytest.approx(wanted["test"]["loss"], rel=1e-3)
+    # Equal to 1e-7, unless rounding makes a max-pooling choose otherwise among equals.
+    np.testing.assert_allclose(parameters_of(workdir, STEPS), parameters_of(expected, STEPS), atol=5e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(alone, together):
+    assert result_of(alone)["device"] == result_of(together)["device"]
+    assert_close(together, alone)
+
+
+@pytest.mark.slow
+def test_only_the_first_process_writes(together):
+    assert len(list(together.glob("events*"))) == 1
+    log = (together / "log.txt").read_text()
+    assert [log.count(f"epoch {epoch} ") for epoch in range(1, 7)] == [1] * 6
+    private = [path for path in together.rglob("*") if not path.stat().st_mode & 0o044]
+    assert private == []
+    first, second = (together.with_name(f"output_{i}").read_text() for i in (0, 1))
+    assert "test top-1" in first and "epoch 1" in first
+    assert [line for line in second.splitlines() if line and not line.startswith("[Gloo]")] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_other_and_the_run_resumes(processes, together, alone, tmp_path, victim):
+    workdir = tmp_path / "run"
+    arguments = (*TINY, f"--workdir={workdir}")
+    pair = processes.start_two(*arguments)
+    wait_for("epoch 2 ", workdir / "log.txt", *pair)
+    pair[victim].signal(signal.SIGKILL)
+    survivor = pair[1 - victim]
+    assert survivor.code(60) in LOST, survivor.output
+    assert LOST_LINE.search(survivor.output)
+    assert not (workdir / "result.json").exists()
+
+    shutil.copytree(workdir, tmp_path / "alone/run")
+    for process in processes.start_two(*arguments):
+        assert process.code() == 0, process.output
+    assert "resumed at step" in (workdir / "log.txt").read_text()
+    assert_same(workdir, together)
+
+    workdir = tmp_path / "alone/run"
+    process = processes.start(*MAIN, *TINY, f"--workdir={workdir}", devices=4)
+    assert process.code() == 0, process.output
+    assert "resumed at step" in (workdir / "log.txt").read_text()
+    assert_close(workdir, alone)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_at_the_same_step(processes, tmp_path):
+    pair = processes.start_two(*TINY, f"--workdir={tmp_path / 'run'}")
+    wait_for("epoch 1 ", tmp_path / "run/log.txt", *pair)
+    pair[1].signal(signal.SIGTERM)
+    assert [process.code(60) for process in pair] == [75, 75], [process.output for process in pair]
+    line = re.compile(rf"^stopped by SIGTERM at step (\d+) of {STEPS}; the same command resumes$", re.M)
+    (step,), (same,) = (line.findall(process.output) for process in pair)
+    assert step == same
+    assert max(int(path.name) for path in (tmp_path / "run/checkpoints").iterdir()) == int(step)
+
+
+@pytest.mark.slow
+def test_a_signal_while_one_process_still_compiles_ends_both(processes, tmp_path):
+    pair = processes.start_two(*TINY, f"--workdir={tmp_path / 'run'}", JAX_ENABLE_COMPILATION_CACHE="false")
+    wait_for("parameters, on", tmp_path / "run/log.txt", *pair)
+    pair[1].signal(signal.SIGTERM)
+    assert pair[1].code() == 75, pair[1].output
+    assert "stopped by SIGTERM" in pair[1].output
+    assert pair[0].code(60) in LOST, pair[0].output
+
+
+@pytest.mark.slow
+def test_a_signal_while_a_process_waits_for_the_others_ends_it(processes, tmp_path):
+    waiting = processes.start(
+        *(*MAIN, *TINY, f"--workdir={tmp_path / 'run'}", "--distributed"),
+        *(f"--coordinator_address=127.0.0.1:{free_port()}", "--num_processes=2", "--process_id=0"),
+        GRPC_VERBOSITY="ERROR",
+    )
+    with pytest.raises(AssertionError, match="still running"):
+        waiting.code(10)
+    waiting.signal(signal.SIGTERM)
+    assert waiting.code(20) == 75
+    assert waiting.output == "stopped by SIGTERM; the same command resumes\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_bad_input_of_one_process_ends_both_with_code_2(processes, tmp_path, failing):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    with open(workdir / "lock", "w") as lock:
+        if failing == 0:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        flags_of_1 = ("--config.dataset.data_dir=nowhere",) if failing == 1 else ()
+        pair = processes.start_two(*TINY, f"--workdir={workdir}", flags_of_1=flags_of_1)
+        assert [process.code() for process in pair] == [2, 2], [process.output for process in pair]
+    said = [re.findall("^error: (.+)", process.output, re.M) for process in pair]
+    assert said[1 - failing] == [f"process {failing} cannot go on, and says why"]
+    (reason,) = said[failing]
+    assert ("another process trains in" if failing == 0 else "reads no --config.dataset.data_dir") in reason
+
+
+@pytest.mark.slow
+def test_out_of_memory_is_no_lost_process(processes):
+    program = (
+        "import jax; from emnist_jax import command_line; command_line.run(lambda _: jax.numpy.zeros(2**46), False)"
+    )
+    process = processes.start(MAIN[0], "-c", program)
+    assert process.code() == 2
+    assert (
+        process.output.startswith("error: RESOURCE_EXHAUSTED") and "lower config.training.batch_size" in process.output
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "devices"), [("one_gpu.sh", 1), ("four_gpus.sh", 4)])
+def test_the_scripts_for_one_host(processes, tmp_path, script, devices):
+    arguments = (*TINY, f"--workdir={tmp_path / 'run'}", "--config.training.steps=2")
+    process = processes.start(LAUNCH / script, *arguments, devices=devices)
+    assert process.code() == 0, process.output
+    assert result_of(tmp_path / "run")["device"].startswith(f"{devices} x CPU")
+
+
+SRUN = """#!/usr/bin/env bash
+# As srun: starts the tasks of one node, each with its own variables, and returns the highest exit code.
+set -u
+while [[ $1 == --* ]]; do shift; done
+pids=()
+for i in 0 1; do
+  SLURM_STEP_NODELIST=localhost SLURM_STEP_NUM_NODES=1 SLURM_NTASKS=2 SLURM_PROCID=$i SLURM_LOCALID=$i "$@" &
+  pids+=($!)
+done
+echo "${pids[@]}" >"$0.pids"
+highest=0
+for pid in "${pids[@]}"; do
+  wait "$pid" || { code=$?; ((code > highest)) && highest=$code; }
+done
+exit "$highest"
+"""
+
+
+@pytest.fixture
+def slurm(processes, tmp_path):
+    """Returns `slurm(*flags)`, which starts slurm.sh as a job of two tasks with two devices each."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, content in (("srun", SRUN), ("scontrol", '#!/bin/sh\necho "$@" >>"$0.calls"\n')):
+        (folder / name).write_text(content)
+        (folder / name).chmod(0o755)
+
+    def start(*arguments) -> Process:
+        # JAX takes the port from the job's number.
+        lowest = 2**16 - 2**12
+        return processes.start(
+            *(LAUNCH / "slurm.sh", *arguments),
+            PATH=f"{folder}:{Path(MAIN[0]).parent}:{os.environ['PATH']}",
+            SLURM_JOB_ID=str(2**12 + free_port(lowest) - lowest),
+            SLURM_CPUS_PER_TASK="1",
+        )
+
+    return start
+
+
+@pytest.mark.slow
+def test_slurm_requeues_what_was_stopped(slurm, together, tmp_path):
+    workdir, calls = tmp_path / "run", tmp_path / "bin/scontrol.calls"
+    job = slurm(*TINY, f"--workdir={workdir}")
+    wait_for("epoch 2 ", workdir / "log.txt", job)
+    # As --signal=TERM does: to the tasks, not to the script.
+    for pid in (tmp_path / "bin/srun.pids").read_text().split():
+        os.kill(int(pid), signal.SIGTERM)
+    assert job.code() == 75, job.output
+    assert re.fullmatch(r"requeue \d+\n", calls.read_text())
+
+    job = slurm(*TINY, f"--workdir={workdir}")
+    assert job.code() == 0, job.output
+    assert calls.read_text().count("\n") == 1
+    assert "resumed at step" in (workdir / "log.txt").read_text()
+    assert_same(workdir, together)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failure", ["bad input", "killed"])
+def test_slurm_does_not_requeue_what_failed(slurm, tmp_path, failure):
+    workdir = tmp_path / "run"
+    job = slurm(*TINY, f"--workdir={workdir}", *(["--config.model.name=densnet"] if failure == "bad input" else []))
+    if failure == "killed":
+        wait_for("epoch 1 ", workdir / "log.txt", job)
+        os.kill(int((tmp_path / "bin/srun.pids").read_text().split()[1]), signal.SIGKILL)
+    assert job.code() == {"bad input": 2, "killed": 137}[failure], job.output
+    assert not (tmp_path / "bin/scontrol.calls").exists()
+
+
+@pytest.mark.slow
+def test_the_pods_of_kubernetes(processes, together, tmp_path):
+    environment = {variable["name"]: variable["value"] for variable in container()["env"]}
+    environment |= {
+        "COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+        "JAX_PLATFORMS": "cpu",
+        "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+    }
+    command = (*container()["command"], *TINY, f"--workdir={tmp_path / 'run'}")
+    pods = [processes.start(*command, **environment, JOB_COMPLETION_INDEX=str(i)) for i in (0, 1)]
+    for pod in pods:
+        assert pod.code() == 0, pod.output
+        assert "Kubernetes environment detected" not in pod.output
+    assert_same(tmp_path / "run", together)
