@@ -1,8 +1,10 @@
 """Checkpoints with orbax: saved every epoch, resumed by the same command, and carried over to another run."""
 
 import contextlib
+import hashlib
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -42,13 +44,15 @@ class Checkpoints:
     def __init__(self, workdir: Path):
         self._kept = _Kept()
         policy = AnyPreservationPolicy([LatestN(2), self._kept])
+        folder = (workdir / "checkpoints").absolute()
         try:
+            folder.mkdir(exist_ok=True)  # orbax finds out when it saves, and then for minutes
             self._manager = ocp.CheckpointManager(
-                (workdir / "checkpoints").absolute(),
+                folder,
                 options=ocp.CheckpointManagerOptions(preservation_policy=policy),
             )
         except OSError as error:
-            raise UserError(f"cannot use {workdir / 'checkpoints'}: {error}") from error
+            raise UserError(f"cannot use {folder}: {error}") from error
 
     def save(self, state, progress: dict) -> None:
         """Saves in the background.
@@ -69,7 +73,10 @@ class Checkpoints:
         with self._reporting():
             self._manager.save(
                 int(state.step),
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    progress=ocp.args.JsonSave({"progress": progress, "sha256": _digest(progress)}),
+                ),
             )
 
     @contextlib.contextmanager
@@ -99,11 +106,14 @@ class Checkpoints:
                     state=ocp.args.StandardRestore(abstract_state), progress=ocp.args.JsonRestore()
                 ),
             )
+            progress, digest = restored.progress["progress"], restored.progress["sha256"]
+            if _digest(progress) != digest:
+                raise ValueError("its progress has another SHA-256")
         # Damage shows as many kinds of exception, from tensorstore's to json's.
         except Exception as error:
             log.warning("checkpoint %d in %s is damaged: %s", step, self._manager.directory, _first_line(error))
             return None
-        return restored.state, restored.progress
+        return restored.state, progress
 
     def restore_latest(self, abstract_state) -> tuple[Any, dict] | None:
         """Restores the newest checkpoint that is intact, or returns None where there is none yet.
@@ -143,6 +153,10 @@ class Checkpoints:
                 self._manager.close()
 
 
+def _digest(progress: dict) -> str:
+    return hashlib.sha256(json.dumps(progress).encode()).hexdigest()
+
+
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".strip().partition("\n")[0]
 
@@ -168,7 +182,7 @@ def transfer(source: str, params, batch_stats) -> tuple[Any, Any]:
 def _load_run(workdir: Path) -> tuple[Any, Any]:
     """Returns the parameters and batch_stats that a finished run tested."""
     result_path = workdir / "result.json"
-    if not result_path.is_file():
+    if not os.path.isfile(result_path):  # unlike Path.is_file, also for a name that is too long
         raise UserError(f"config.init_from={workdir} holds no finished run (no {result_path.name})")
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
     try:
