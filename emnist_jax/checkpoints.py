@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,15 @@ class Checkpoints:
     def __init__(self, workdir: Path):
         self._kept = _Kept()
         policy = AnyPreservationPolicy([LatestN(2), self._kept])
+        folder = (workdir / "checkpoints").absolute()
         try:
+            folder.mkdir(exist_ok=True)  # orbax finds out when it saves, and then for minutes
             self._manager = ocp.CheckpointManager(
-                (workdir / "checkpoints").absolute(),
+                folder,
                 options=ocp.CheckpointManagerOptions(preservation_policy=policy),
             )
         except OSError as error:
-            raise UserError(f"cannot use {workdir / 'checkpoints'}: {error}") from error
+            raise UserError(f"cannot use {folder}: {error}") from error
 
     def save(self, state, progress: dict) -> None:
         """Saves in the background.
@@ -188,7 +191,7 @@ def transfer(source: str, params, batch_stats) -> tuple[Any, Any]:
 def _load_run(workdir: Path) -> tuple[Any, Any]:
     """Returns the parameters and batch_stats that a finished run tested."""
     result_path = workdir / "result.json"
-    if not result_path.is_file():
+    if not os.path.isfile(result_path):  # unlike Path.is_file, also for a name that is too long
         raise UserError(f"config.init_from={workdir} holds no finished run (no {result_path.name})")
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
     try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -15,8 +16,6 @@ from ml_collections import config_flags
 from emnist_jax.config import base
 from emnist_jax.errors import Stopped, UserError, unknown
 from emnist_jax.stopping import SIGNALS
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, e.g. configs/densenet.py")
 
 
 def config_name() -> str:
@@ -33,34 +32,24 @@ def run(main: Callable, config_required: bool = True) -> None:
       config_required: Whether `--config` must be there.
     """
 
-    def parse(argv: list[str]) -> list[str]:
+    def parse_or_end(argv: list[str]) -> list[str]:
         try:
-            _check_keys(argv)
-            rest = flags.FLAGS(argv)
-            if _CONFIG.value is None and config_required:
-                raise UserError("pass --config=FILE, e.g. --config=configs/quickstart.py")
-            if len(rest) > 1:
-                raise UserError(f"unexpected argument {rest[1]!r}")
-            if _CONFIG.value is not None:
-                _CONFIG.value.lock()
-            return rest
-        except OSError as error:
-            # ml_collections: "Failed loading config file NAME\n  Attempted ...\n [Errno 2] ... : 'path'".
-            _stop(f"cannot read the config file: {_last_line(error)}")
-        # An experiment file may raise anything; ml_collections puts a traceback before its message.
-        except Exception as error:
-            _stop(_last_line(error))
+            return parse(argv, config_required)
+        except UserError as error:
+            _stop(str(error))
 
     def guarded(argv: list[str]) -> None:
         try:
-            main(_CONFIG.value)
+            main(flags.FLAGS.config)
         except UserError as error:
             _stop(str(error))
         except OSError as error:
             _stop(f"{error}; the same command resumes")
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" in str(error):
-                _stop(f"{_first_line(error)}; lower config.training.batch_size or config.evaluation.batch_size")
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                _stop(
+                    f"out of memory ({_first_line(error)}); lower config.training.batch_size or evaluation.batch_size"
+                )
             if jax.process_count() == 1:
                 raise
             _end(f"lost another process ({_first_line(error)}); the same command resumes", os.EX_TEMPFAIL)
@@ -73,23 +62,68 @@ def run(main: Callable, config_required: bool = True) -> None:
     for number in SIGNALS:
         signal.signal(number, _end_at_once)
     logging.set_verbosity(logging.WARNING)  # orbax tells of every step of a save
-    app.run(guarded, flags_parser=parse)
+    app.run(guarded, flags_parser=parse_or_end)
+
+
+def parse(argv: list[str], config_required: bool = True, flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Parses the flags, which are the program's own and `--config` with its overrides.
+
+    Args:
+      argv: The program and its arguments.
+      config_required: Whether `--config` must be there.
+      flag_values: Takes the values.
+
+    Returns:
+      What is no flag: the program alone.
+
+    Raises:
+      UserError: A flag or the experiment file is wrong.
+    """
+    try:
+        for argument in argv:
+            if argument.encode(errors="replace").decode() != argument:
+                raise UserError(f"{argument!r} is no UTF-8")  # TensorBoard takes nothing else
+        # Not earlier: it reads the flags that a --flagfile names.
+        config_flags.DEFINE_config_file(
+            "config", None, "Experiment file, e.g. configs/densenet.py", flag_values, sys_argv=argv
+        )
+        _check_keys(argv)
+        rest = flag_values(argv)
+        if flag_values.config is None and config_required:
+            raise UserError("pass --config=FILE, e.g. --config=configs/quickstart.py")
+        if len(rest) > 1:
+            raise UserError(f"unexpected argument {rest[1]!r}")
+        if flag_values.config is not None:
+            # An experiment file may return anything.
+            config = base()
+            config.update(flag_values.config.to_dict())
+            flag_values.config = config
+        return rest
+    except OSError as error:
+        # ml_collections: "Failed loading config file NAME\n  Attempted ...\n [Errno 2] ... : 'path'".
+        raise UserError(f"cannot read the config file: {_last_line(error)}") from error
+    # An experiment file may raise anything; ml_collections puts a traceback before its message.
+    except Exception as error:
+        raise UserError(_last_line(error)) from error
 
 
 def _check_keys(argv: list[str]) -> None:
-    """Raises UserError for the first `--config.key` that the base config does not have."""
+    """Raises UserError for the first `--config.key` that the base config does not have, or has as a section."""
     for argument in argv:
-        if argument.startswith("--config."):
-            key = argument.removeprefix("--config.").partition("=")[0]
-            node = base()
+        if match := re.match(r"--?(?:no)?config\.([^=]*)", argument):
+            key, node = match[1], base()
             for part in key.split("."):
                 if not hasattr(node, "keys") or part not in node:
                     raise unknown(f"config key in --config.{key}:", part, node.keys() if hasattr(node, "keys") else ())
                 node = node[part]
+            if hasattr(node, "keys"):
+                raise UserError(f"--config.{key} is a section; set its keys, e.g. --config.{key}.{min(node)}")
 
 
 def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1].strip().removeprefix("emnist_jax.errors.UserError: ")
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error  # its own text is one line in quotes
+    lines = str(text).strip().splitlines() or [repr(error)]
+    return lines[-1].strip().removeprefix("emnist_jax.errors.UserError: ")
 
 
 def _first_line(error: Exception) -> str:
@@ -111,9 +145,9 @@ def _end_at_once(number: int, frame) -> None:
 
 def _end(message: str, code: int) -> NoReturn:
     print(message, file=sys.stderr)
-    if jax.distributed.is_initialized():
-        # A normal end would wait for the other processes, which may wait for this one.
+    # A normal end would wait for the other processes, which may wait for this one, and after a failed save for
+    # orbax' threads, which wait for each other for minutes.
+    with contextlib.suppress(OSError):
         sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    sys.stderr.flush()
+    os._exit(code)

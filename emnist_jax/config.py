@@ -123,10 +123,12 @@ def validate(config: ConfigDict) -> None:
     ):
         if name not in known:
             raise unknown(kind, name, known)
-    positive, below_one, most = 1e-30, 1 - 1e-9, 1e9
+    positive, below_one, most = 1e-30, 1 - 1e-6, 1e9  # below_one also in float32
     ranges = {
         "seed": (0, 2**32 - 1),
-        "dataset.std": (positive, most),
+        "dataset.seed": (0, 2**32 - 1),
+        "dataset.mean": (-1e3, 1e3),
+        "dataset.std": (1e-6, 1e6),
         "model.batch_norm_momentum": (0, 1),
         "model.stem_stride": (1, 2),
         **{f"model.dropout.{place}": (0, 0.99) for place in config.model.dropout},
@@ -141,7 +143,7 @@ def validate(config: ConfigDict) -> None:
         "optimizer.momentum": (0, below_one),
         "optimizer.beta1": (0, below_one),
         "optimizer.beta2": (0, below_one),
-        "optimizer.epsilon": (0, most),
+        "optimizer.epsilon": (positive, most),
         "optimizer.weight_decay": (0, most),
         "schedule.warmup_epochs": (0, most),
         "schedule.step_epochs": (positive, most),
@@ -161,9 +163,12 @@ def validate(config: ConfigDict) -> None:
         "training.steps_per_call": (1, most),
         "evaluation.batch_size": (1, most),
     }
+    defaults = base()
     for key, (low, high) in ranges.items():
-        value = config
+        value, default = config, defaults
         for part in key.split("."):
-            value = value[part]
-        if value is not None and not low <= value <= high:
+            value, default = value[part], default[part]
+        if value is None and default is None:
+            continue
+        if value is None or not low <= value <= high:
             raise UserError(f"config.{key} is {value}; it must be between {low:g} and {high:g}")

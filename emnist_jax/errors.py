@@ -7,6 +7,10 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Bad input, configuration or environment; the message says what to do, in one line. Exit code 2."""
 
+    def __init__(self, message: str):
+        # A file's name may hold a line break.
+        super().__init__(" ".join(message.splitlines()))
+
 
 class Stopped(Exception):
     """Training was asked to stop, and saved: the same command resumes. Exit code 75, sysexits' EX_TEMPFAIL."""
@@ -21,6 +25,6 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
       known: The right names.
     """
     known = sorted(known)
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
     return UserError(f"unknown {kind} {name!r}; {hint}")

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 # A learning rate that diverges at a thousandth of what was asked for is not the cause.
 MAX_ROLLBACKS = 10
+# The state counts them in an int32.
+MAX_STEPS = 2**31 - 1
 
 
 def train_and_evaluate(config, workdir: Path) -> dict:
@@ -54,7 +56,7 @@ def train_and_evaluate(config, workdir: Path) -> dict:
         with _together():
             stack.enter_context(_open_workdir(workdir, config))
             result_path = workdir / "result.json"
-            result = _read_json(result_path) if result_path.exists() else None
+            result = _read_result(result_path) if result_path.exists() else None
             run = None if result else _prepare(config)
         if run:
             _check_same_images(run)
@@ -145,6 +147,10 @@ def _prepare(config) -> _Run:
             f"{len(dataset.train.labels):,} training images"
         )
     total_steps = config.training.steps or math.ceil(config.training.epochs * steps_per_epoch)
+    if total_steps > MAX_STEPS:
+        raise UserError(
+            f"config.training.epochs={config.training.epochs:g} are {total_steps:,} steps: too many to count"
+        )
     if not len(dataset.validation.labels) and (
         config.training.select == "best" or config.schedule.name == "plateau" or config.training.early_stopping_epochs
     ):
@@ -458,6 +464,9 @@ def _open_workdir(workdir: Path, config) -> Iterator[None]:
         try:
             if report.is_first_process():
                 workdir.mkdir(parents=True, exist_ok=True)
+                for name in ("lock", "log.txt"):
+                    if (workdir / name).is_fifo():
+                        raise OSError(errno.ESPIPE, f"{name} is a pipe")
                 lock = stack.enter_context(open(workdir / "lock", "w"))
                 # The system releases it when the process ends, however it ends.
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -473,7 +482,8 @@ def _open_workdir(workdir: Path, config) -> Iterator[None]:
             raise _unwritable(workdir, error) from error
         path = workdir / "config.json"
         if path.exists():
-            _check_same(workdir, _read_json(path), _as_json(config))
+            with _reading(path):
+                _check_same(workdir, json.loads(path.read_text()), _as_json(config))
         yield
 
 
@@ -490,11 +500,22 @@ def _check_same(workdir: Path, found: dict, wanted: dict) -> None:
         raise UserError(f"{workdir} belongs to another config ({pairs}); pass another --workdir")
 
 
-def _read_json(path: Path) -> dict:
+def _read_result(path: Path) -> dict:
+    with _reading(path):
+        result = json.loads(path.read_text())
+        report.result_table(result)
+        return result
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns what a damaged JSON file leads to, when it is read and used, into a UserError."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; delete it, or pass another --workdir") from error
+        if not path.is_file():
+            raise OSError("it is no file")
+        yield
+    except (ArithmeticError, AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error!r}; delete it, or pass another --workdir") from error
 
 
 def _as_json(config) -> dict:

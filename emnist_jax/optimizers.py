@@ -58,7 +58,8 @@ def _onecycle(config, rate, steps, steps_per_epoch):
 
 
 def _step(config, rate, steps, steps_per_epoch):
-    transition_steps = max(round(config.step_epochs * steps_per_epoch), 1)
+    # No longer than the training, so that it is an int32.
+    transition_steps = min(max(round(config.step_epochs * steps_per_epoch), 1), steps)
     return optax.exponential_decay(rate, transition_steps, config.factor, staircase=True)
 
 

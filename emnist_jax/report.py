@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 # One console, so that log lines appear above a live progress bar.
-CONSOLE = Console(highlight=False)
+CONSOLE = Console(highlight=False)  # a path may look like either
 
 
 class _ConsoleHandler(logging.Handler):
@@ -200,6 +200,12 @@ def standard_error(fraction: float, examples: int) -> float:
 
 def print_result(result: dict, workdir: Path) -> None:
     """Prints a result as a table, and how to open TensorBoard on the run."""
+    CONSOLE.print(result_table(result))
+    CONSOLE.print(f"tensorboard --logdir {workdir}", soft_wrap=True)
+
+
+def result_table(result: dict) -> Table:
+    """Returns the final table of what result.json holds."""
     test = result["test"]
     synthetic = " (synthetic images: not a result)" if result["synthetic"] else ""
     table = Table(title=f"{result['model']} on {result['dataset']}{synthetic}", show_header=False)
@@ -224,5 +230,4 @@ def print_result(result: dict, workdir: Path) -> None:
         ),
     ):
         table.add_row(*row)
-    CONSOLE.print(table)
-    CONSOLE.print(f"tensorboard --logdir {workdir}", soft_wrap=True)
+    return table

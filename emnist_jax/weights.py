@@ -45,9 +45,9 @@ def load(source: str) -> tuple[dict, dict]:
       UserError: The file cannot be read, or is of another format.
     """
     kind, _, path = source.partition(":")
-    if not Path(path).is_file():
-        raise UserError(f"cannot read the weights {path}: no such file")
     try:
+        if not Path(path).is_file():
+            raise FileNotFoundError("no such file")
         return from_keras(_read_h5(path)) if kind == "keras" else from_pytorch(_read_safetensors(path))
     # A damaged file shows as many kinds of exception.
     except Exception as error:
@@ -100,6 +100,8 @@ def from_pytorch(state_dict: Mapping[str, np.ndarray]) -> tuple[dict, dict]:
 
 
 def _put(tree: dict, layer: str, name: str, array: np.ndarray) -> None:
+    if array.dtype.kind != "f":
+        raise ValueError(f"the {name} of {layer} is of {array.dtype}")
     if layer in _HEADS:
         layer = "head"
         if array.ndim == 4:  # a 1x1 convolution of the pooled features
@@ -122,13 +124,16 @@ def _read_h5(path: str) -> dict[str, dict[str, np.ndarray]]:
         if "layer_names" not in root.attrs:
             raise ValueError("no layer_names in it; model.save('FILE.h5') writes the HDF5 format by layer name")
         layers = {}
-        for layer in map(_text, root.attrs["layer_names"]):
-            for name in map(_text, root[layer].attrs["weight_names"]):
-                # "conv1_conv/kernel:0", or older, "block1_conv1_W_1:0".
+
+        def read(path: str, item) -> None:
+            if isinstance(item, h5py.Dataset):
+                # "conv1_conv/conv1_conv/kernel:0", or older, "block1_conv1/block1_conv1_W_1:0".
+                layer, _, name = path.partition("/")
                 variable = name.rpartition("/")[2].partition(":")[0].removeprefix(f"{layer}_")
-                layers.setdefault(layer, {})[variable] = np.asarray(root[layer][name])
+                if item.nbytes > item.id.get_storage_size():
+                    raise ValueError(f"{path} is larger than what the file holds of it")
+                layers.setdefault(layer, {})[variable] = item[()]
+
+        # The names are also in the attributes, but there damage can keep libhdf5 busy for ever.
+        root.visititems(read)
         return layers
-
-
-def _text(name: str | bytes) -> str:
-    return name.decode() if isinstance(name, bytes) else name

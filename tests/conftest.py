@@ -13,6 +13,7 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4 --xla_backen
 os.environ["NPROC"] = "8"
 _CACHE = tempfile.mkdtemp(prefix="emnist_jax_tests_")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = _CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 

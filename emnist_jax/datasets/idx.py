@@ -23,7 +23,7 @@ from emnist_jax import errors
 
 _IMAGE_SHAPE = (28, 28)
 # EMNIST has 814,255 images; a header that asks for many more than that lies.
-_MAX_EXAMPLES = 10_000_000
+_MAX_EXAMPLES = 1_000_000
 _CHUNK_BYTES = 1 << 20
 
 
@@ -44,8 +44,20 @@ class File:
             with self.path.open("rb") as file:
                 yield file
         else:
-            with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
-                yield file
+            with zipfile.ZipFile(self.path) as archive:
+                member = archive.getinfo(self.member)
+                # NIST's methods: zipfile inflates bzip2 and LZMA without a bound.
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise zipfile.BadZipFile(
+                        f"it is packed by method {member.compress_type}, neither stored nor deflated"
+                    )
+                # A gzip file hardly shrinks again. One that does may hold what gzip reads byte by byte: padding.
+                if member.file_size > 2 * member.compress_size + _CHUNK_BYTES:
+                    raise zipfile.BadZipFile(
+                        f"{member.compress_size:,} bytes claim to hold a gzip file of {member.file_size:,}"
+                    )
+                with archive.open(member) as file:
+                    yield file
 
 
 def read_split(
@@ -97,10 +109,10 @@ def read(file: File, item_shape: tuple[int, ...]) -> np.ndarray:
         with file.open() as stored:
             zipped = stored.peek(2)[:2] == b"\x1f\x8b"
             return _parse(gzip.GzipFile(fileobj=stored) if zipped else stored, file, item_shape)
-    # `zipfile` knows KeyError for a missing member, RuntimeError for an encrypted one and
-    # NotImplementedError for a compression that it lacks.
-    except (EOFError, OSError, zlib.error, zipfile.BadZipFile, KeyError, RuntimeError) as error:
-        raise errors.UserError(f"cannot read {file}: {error}") from error
+    # `zipfile` knows KeyError for a missing member, RuntimeError for an encrypted one, NotImplementedError for a
+    # version that it lacks, ValueError for a name that is no text or a place beyond all files, and a bare EOFError.
+    except (EOFError, OSError, zlib.error, zipfile.BadZipFile, KeyError, RuntimeError, ValueError) as error:
+        raise errors.UserError(f"cannot read {file}: {str(error) or 'it ends too early'}") from error
 
 
 def _parse(content: BinaryIO, file: File, item_shape: tuple[int, ...]) -> np.ndarray:

@@ -119,7 +119,10 @@ def read(name: str, data_dir: str | None) -> tuple[Arrays, Arrays]:
     official = SETS[name]
     if data_dir is not None:
         folder = pathlib.Path(os.path.expanduser(data_dir))
-        splits = _read_files(official, lambda stem: _find(folder, stem))
+        try:
+            splits = _read_files(official, lambda stem: _find(folder, stem))
+        except OSError as error:
+            raise errors.UserError(f"cannot read --config.dataset.data_dir={folder}: {error.strerror}") from error
     elif name == "emnist_pool":
         raise errors.UserError("emnist_pool cannot be downloaded; pass --config.dataset.data_dir=FOLDER_OF_ITS_FILES")
     else:

@@ -31,6 +31,8 @@ CLASS_NAMES = {
 
 _TRAIN_PER_CLASS = 400
 _TEST_PER_CLASS = 100
+# More than ByClass has on average; of 62 classes these take a gigabyte.
+_MOST_PER_CLASS = 20_000
 
 # Those of matplotlib's fonts that hold text, without the bold ones: pens are thin.
 _FONTS = (
@@ -67,13 +69,16 @@ def render(
       of them, rounded down.
 
     Raises:
-      UserError: A count below 1 or a seed below 0.
+      UserError: A count below 1 or above 20,000, or a seed below 0.
     """
     train_per_class = _TRAIN_PER_CLASS if train_per_class is None else train_per_class
     test_per_class = _TEST_PER_CLASS if test_per_class is None else test_per_class
-    if min(train_per_class, test_per_class) < 1 or seed < 0:
+    if (
+        not 1 <= min(train_per_class, test_per_class) <= max(train_per_class, test_per_class) <= _MOST_PER_CLASS
+        or seed < 0
+    ):
         raise errors.UserError(
-            "--config.dataset.train_per_class and test_per_class must be at least 1, and seed at "
+            f"--config.dataset.train_per_class and test_per_class must be 1 to {_MOST_PER_CLASS:,}, and seed at "
             f"least 0; got {train_per_class}, {test_per_class} and {seed}"
         )
     class_names = CLASS_NAMES[name]
