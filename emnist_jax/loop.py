@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 from flax.training.early_stopping import EarlyStopping
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 # A learning rate that diverges at a thousandth of what was asked for is not the cause.
 MAX_ROLLBACKS = 10
+# Seconds that the first process to have compiled waits for the last.
+COMPILE_TIMEOUT = 3600
 # The state counts them in an int32.
 MAX_STEPS = 2**31 - 1
 
@@ -257,6 +260,8 @@ class _Training:
             dataset.train.images.shape[1:],
             max(len(dataset.validation.labels), len(dataset.test.labels)),
         )
+        # One process may compile for longer than collectives wait for it.
+        ocp.multihost.sync_global_processes("compiled", timeout=COMPILE_TIMEOUT)
         self.progress["compile_seconds"] += time.perf_counter() - started
         self.validation_batches = self.evaluator.put(dataset.validation.images)
 
