@@ -46,7 +46,8 @@ class Checkpoints:
         policy = AnyPreservationPolicy([LatestN(2), self._kept])
         folder = (workdir / "checkpoints").absolute()
         try:
-            folder.mkdir(exist_ok=True)  # orbax finds out when it saves, and then for minutes
+            if jax.process_index() == 0:
+                folder.mkdir(exist_ok=True)  # where that fails, orbax would wait for minutes in its first save
             self._manager = ocp.CheckpointManager(
                 folder,
                 options=ocp.CheckpointManagerOptions(preservation_policy=policy),

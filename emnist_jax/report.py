@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 # One console, so that log lines appear above a live progress bar.
-CONSOLE = Console(highlight=False)  # a path may look like either
+CONSOLE = Console(highlight=False, markup=False, emoji=False)  # a path may look like either
 
 
 class _ConsoleHandler(logging.Handler):

@@ -16,6 +16,7 @@ import random
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 import traceback
 import tracemalloc
@@ -45,7 +46,7 @@ from test_weights import write_h5
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 ALLOWANCE = 3 << 20  # bytes: a chunk of the file, its copy, and zipfile's records
-HANG_SECONDS = 120
+HANG_SECONDS = 60
 
 RNG = np.random.default_rng(0)
 IMAGES = np.concatenate([np.zeros((1, 28, 28), np.uint8), RNG.integers(0, 256, (2, 28, 28), np.uint8)])
@@ -89,7 +90,7 @@ def attempt(call):
     try:
         return call()
     except errors.UserError as error:
-        assert len(str(error).splitlines()) == 1
+        assert len(str(error).splitlines()) == 1 and not str(error).endswith(": ")
         return error
     finally:
         signal.alarm(0)
@@ -112,14 +113,7 @@ def mutated(rng: random.Random, content: bytes) -> bytes:
     content = bytearray(content)
     for _ in range(rng.choice((1, 1, 1, 2, 8))):
         size = len(content)
-        place = rng.randrange(3)
-        at = (
-            rng.randrange(size + 1)
-            if place == 0
-            else min(rng.randrange(64), size)
-            if place == 1
-            else max(size - rng.randrange(200), 0)
-        )
+        at = rng.choice((rng.randrange(size + 1), min(rng.randrange(64), size), max(size - rng.randrange(200), 0)))
         kind = rng.randrange(8)
         if kind == 0:
             del content[at:]
@@ -743,7 +737,7 @@ DICT = "from ml_collections import ConfigDict\ndef get_config():\n"
 def test_faulty_experiment_files(folder, content, message):
     (folder / "faulty.py").write_text(content)
     found = prepare(folder / "faulty.py")
-    assert isinstance(found, errors.UserError) and message in str(found)
+    assert isinstance(found, errors.UserError) and message in str(found) and len(str(found)) < 300
 
 
 def test_an_experiment_file_may_leave_keys_out(folder, experiment):
@@ -751,6 +745,14 @@ def test_an_experiment_file_may_leave_keys_out(folder, experiment):
     run = prepare(folder / "short.py", "--config.seed=8")
     assert run.config.seed == 8 and run.config.is_locked
     assert run.config.optimizer == config.base().optimizer
+
+
+@pytest.mark.parametrize("allocation", ["numpy.zeros(1 << 50)", "jax.numpy.zeros(1 << 46).block_until_ready()"])
+def test_running_out_of_memory_is_one_line(allocation):
+    program = f"import jax, numpy\nfrom emnist_jax import command_line\ncommand_line.run(lambda _: {allocation}, False)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert done.stderr.startswith("error: out of memory") and "batch_size" in done.stderr
 
 
 def trace(run) -> None:
@@ -846,35 +848,22 @@ def paths_in(tree: dict, prefix=()):
 @pytest.mark.parametrize("name", ["result.json", "config.json"])
 def test_json_of_wrong_types_and_without_keys(copy, name, capsys):
     content = (copy / name).read_text()
-    outcomes = collections.Counter()
+    outcomes = set()
     for path in paths_in(json.loads(content)):
         for value in (*JSON_VALUES, "missing"):
             changed = json.loads(content)
             parent = functools.reduce(dict.get, path[:-1], changed)
+            parent[path[-1]] = value
             if value == "missing":
                 del parent[path[-1]]
-            else:
-                parent[path[-1]] = value
             (copy / name).write_text(json.dumps(changed))
             found = start_again(copy)
-            outcomes[type(found)] += 1
-            assert (
-                isinstance(found, errors.UserError)
-                or name == "result.json"
-                or changed == json.loads(content)
-                or (
-                    path[-1] in ("data_dir", "on_nan")
-                    or value == "missing"
-                    or changed_little(changed, json.loads(content))
-                )
-            )
-    assert len(outcomes) == 2
-
-
-def changed_little(changed: dict, content: dict) -> bool:
-    """Returns whether only what None stands for, an empty section or 1 for True, is another."""
-    changed, content = report.flatten(changed), report.flatten(content)
-    return all(changed.get(key) == content.get(key) for key in changed.keys() | content.keys())
+            outcomes.add(type(found))
+            if name == "config.json" and not isinstance(found, errors.UserError):
+                found, wanted = report.flatten(changed), report.flatten(json.loads(content))
+                differing = {key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key)}
+                assert differing <= {"dataset.data_dir", "on_nan"}
+    assert outcomes == {dict, errors.UserError}
 
 
 @repeated(60)
@@ -1044,11 +1033,15 @@ def test_links_in_a_keras_file_lead_nowhere(tmp_path):
     assert params.keys() == {"c1"}
 
 
-@pytest.mark.parametrize(
-    "source", ["", ":", "x", "keras:", "keras:/dev/zero", "pytorch:/", "keras:" + "x" * 300, "x" * 300]
-)
+@pytest.mark.parametrize("source", ["", ":", "keras:", "keras:/dev/zero", "pytorch:/", f"keras:{'x' * 300}", "x" * 300])
 def test_sources_that_are_no_files(source):
-    assert isinstance(attempt(lambda: checkpoints.transfer(source or "x", {}, {})), errors.UserError)
+    assert isinstance(attempt(lambda: checkpoints.transfer(source, {}, {})), errors.UserError)
+
+
+@pytest.mark.parametrize("kind", ["keras", "pytorch"])
+def test_a_pipe_for_weights(tmp_path, kind):
+    os.mkfifo(tmp_path / "pipe")
+    assert isinstance(attempt(lambda: weights.load(f"{kind}:{tmp_path / 'pipe'}")), errors.UserError)
 
 
 # Many more.
