@@ -52,7 +52,7 @@ def test_every_flag_of_the_launch_files_exists():
     for name, text in texts.items():
         command = text.partition("python -m emnist_jax.main")[2]
         assert '"$@"' in command, name
-        assert set(re.findall(r"--(\w+)", command)) <= set(flags.FLAGS), name
+        assert set(re.findall(r"--(\w+)", command)) <= {*flags.FLAGS, "config"}, name
 
 
 def test_slurm_asks_for_what_the_run_needs():
