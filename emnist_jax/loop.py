@@ -32,8 +32,6 @@ log = logging.getLogger(__name__)
 
 # A learning rate that diverges at a thousandth of what was asked for is not the cause.
 MAX_ROLLBACKS = 10
-# Seconds that the first process to have compiled waits for the last.
-COMPILE_TIMEOUT = 3600
 # The state counts them in an int32.
 MAX_STEPS = 2**31 - 1
 
@@ -81,6 +79,7 @@ def _together() -> Iterator[None]:
         yield
     except UserError as own:
         error = own
+    _wait_for_all("prepared")
     if jax.process_count() > 1:
         failed = multihost_utils.process_allgather(np.bool_(error is not None))
         if failed.any():
@@ -89,6 +88,11 @@ def _together() -> Iterator[None]:
             error = error or UserError(f"process {failed.argmax()} cannot go on, and says why")
     if error:
         raise error
+
+
+def _wait_for_all(point: str) -> None:
+    """Lets no process go on before all are at this point: on CPUs, a first collective waits but half a minute."""
+    ocp.multihost.get_barrier_sync_fn()(key=point, timeout_ms=3_600_000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,9 +264,8 @@ class _Training:
             dataset.train.images.shape[1:],
             max(len(dataset.validation.labels), len(dataset.test.labels)),
         )
-        # One process may compile for longer than collectives wait for it.
-        ocp.multihost.sync_global_processes("compiled", timeout=COMPILE_TIMEOUT)
         self.progress["compile_seconds"] += time.perf_counter() - started
+        _wait_for_all("compiled")
         self.validation_batches = self.evaluator.put(dataset.validation.images)
 
         # From here on the workdir is this config's: what could be wrong with it has been found.
