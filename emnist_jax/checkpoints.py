@@ -79,7 +79,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     # tensorstore notices a changed byte by itself.
-                    progress=ocp.args.JsonSave({"content": progress, "sha256": _sha256(progress)}),
+                    progress=ocp.args.JsonSave({"progress": progress, "sha256": _sha256(progress)}),
                 ),
             )
 
@@ -110,7 +110,7 @@ class Checkpoints:
                     state=ocp.args.StandardRestore(abstract_state), progress=ocp.args.JsonRestore()
                 ),
             )
-            progress = restored.progress["content"]
+            progress = restored.progress["progress"]
             if restored.progress["sha256"] != _sha256(progress):
                 raise ValueError("its progress has changed")
         except jax.errors.JaxRuntimeError:  # as in `_reporting`
