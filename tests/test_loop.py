@@ -123,7 +123,7 @@ def damage(checkpoint: Path):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("stopped_after", [0, 2])
+@pytest.mark.parametrize("stopped_after", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_the_best_epoch_is_tested_also_after_a_stop(tmp_path, monkeypatch, stopped_after):
     config = make_config(**{"training.epochs": 6.0})
     accuracies = [0.1, 0.9, 0.2, 0.3, 0.4, 0.5]

@@ -18,16 +18,15 @@ from emnist_jax.report import flatten
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
-QUICK = [name for name in CONFIGS if name.startswith(("lenet5", "mnist", "quickstart"))]
+QUICK = ["lenet5.py", "mnist_onecycle.py", "quickstart.py"]
 CANDIDATES = [name for name in CONFIGS if not name.startswith(("densenet.py", "lenet5", "mnist", "quickstart"))]
 ONE_STEP = QUICK + [
     pytest.param(name, marks=pytest.mark.slow)
     for name in (
-        *CANDIDATES,
+        *(name for name in CONFIGS if name not in QUICK),
         *(f"{name}:fixed" for name in CANDIDATES),
         *(f"densenet.py:layer_{layer}" for layer in ("1", "2", "3", "4", "4_2", "4_3")),
         *(
-            "densenet.py",
             "densenet.py:121_base",
             "densenet.py:dropout_4",
             "densenet.py:aug_5",

@@ -81,7 +81,7 @@ DENSENETS = [name for name in EXPECTED if name.startswith("densenet")]
 # What the parity tests compare with code of others is left to them.
 OURS = [name for name in EXPECTED if name.startswith(("densenet_", "lenet5", "mnist")) or name == "densenet"]
 # Left to `-m slow`: made of the same kinds of layers as the others.
-SLOW = {*DENSENETS, "mnist_squeeze_2", "mnist_squeeze_3", "mnist_squeeze_5"} - {"densenet"}
+SLOW = {*DENSENETS, "mnist_squeeze_2", "mnist_squeeze_3", "mnist_squeeze_5"}
 # Networks that differ from another in the recipe only.
 TWINS = {
     "mnist_squeeze_8": "mnist_squeeze_7",
