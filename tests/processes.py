@@ -93,13 +93,15 @@ class Processes:
         self._started.append(Process(command, output, devices, umask, environment))
         return self._started[-1]
 
-    def start_two(self, *arguments, flags_of_1=(), umask_of_1: int = -1, **environment) -> tuple[Process, Process]:
+    def start_two(
+        self, *arguments, main_of_1=MAIN, flags_of_1=(), umask_of_1: int = -1, **environment
+    ) -> tuple[Process, Process]:
         """Starts main as two processes of two devices each."""
         address = f"--coordinator_address=127.0.0.1:{free_port()}"
-        common = (*MAIN, *arguments, "--distributed", address, "--num_processes=2")
+        common = (*arguments, "--distributed", address, "--num_processes=2")
         return (
-            self.start(*common, "--process_id=0", **environment),
-            self.start(*common, "--process_id=1", *flags_of_1, umask=umask_of_1, **environment),
+            self.start(*MAIN, *common, "--process_id=0", **environment),
+            self.start(*main_of_1, *common, "--process_id=1", *flags_of_1, umask=umask_of_1, **environment),
         )
 
     def __enter__(self) -> "Processes":

@@ -200,6 +200,26 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes(processes, together
     assert_close(workdir, alone)
 
 
+SLOW_MAIN = """
+import runpy, time
+from emnist_jax import datasets, evaluation
+
+def slow(function):
+    return lambda *arguments: time.sleep(35) or function(*arguments)
+
+datasets.load = slow(datasets.load)
+evaluation.Evaluator = slow(evaluation.Evaluator)
+runpy.run_module("emnist_jax.main", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_loads_and_compiles_slowly_is_waited_for(processes, tmp_path):
+    arguments = (*TINY, f"--workdir={tmp_path / 'run'}", "--config.training.steps=2")
+    for process in processes.start_two(*arguments, main_of_1=(MAIN[0], "-c", SLOW_MAIN)):
+        assert process.code() == 0, process.output
+
+
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_at_the_same_step(processes, tmp_path):
     pair = processes.start_two(*TINY, f"--workdir={tmp_path / 'run'}")
