@@ -68,6 +68,8 @@ class Checkpoints:
                 f"{self._manager.directory} has {free_bytes / 2**20:.1f} MiB left, and a checkpoint takes up to "
                 f"{needed_bytes / 2**20:.1f}: free some. The checkpoints before it are intact; the same command resumes"
             )
+        # A copy: orbax writes it later, when the loop has gone on.
+        progress = json.loads(json.dumps(progress))
         if epochs := progress["epochs"]:
             best = [by_preference(epochs)[0]["step"]] if epochs[-1].get("validation") else []
             self._kept.steps = frozenset([epochs[-1]["step"], *best])

@@ -305,6 +305,7 @@ class _Training:
                     self._roll_back(order)
                     step = int(self.state.step)
                 if stopped_by:
+                    self.saved.wait()
                     raise Stopped(f"stopped by {stopped_by} at step {step:,} of {run.total_steps:,}")
             # Before a signal ends the process at once again.
             self.saved.wait()
@@ -373,6 +374,7 @@ class _Training:
         if advice:
             if step not in self.saved.steps():
                 self.saved.save(self.state, progress)
+                self.saved.wait()
             path = self.workdir / f"not_finite_step_{step}.npz"
             rows = jax.jit(lambda order, row: order[row], out_shardings=run.replicated)
             rows = np.asarray(rows(order, step % run.steps_per_epoch))
