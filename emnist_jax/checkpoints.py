@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN, PreservationPolicy
 
-from emnist_jax import weights
-from emnist_jax.errors import UserError
+from emnist_jax import hosts, weights
+from emnist_jax.errors import Stopped, UserError
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Checkpoints:
         policy = AnyPreservationPolicy([LatestN(2), self._kept])
         folder = (workdir / "checkpoints").absolute()
         try:
-            if jax.process_index() == 0:
+            if hosts.is_first():
                 folder.mkdir(exist_ok=True)  # where that fails, orbax would wait for minutes in its first save
             self._manager = ocp.CheckpointManager(
                 folder,
@@ -62,12 +63,14 @@ class Checkpoints:
           UserError: The disk is full, or the save before this one failed.
         """
         needed_bytes = 2 * sum(x.nbytes for x in jax.tree.leaves(state)) + 2**20
-        free_bytes = shutil.disk_usage(self._manager.directory).free
-        if free_bytes < needed_bytes:
-            raise UserError(
-                f"{self._manager.directory} has {free_bytes / 2**20:.1f} MiB left, and a checkpoint takes up to "
-                f"{needed_bytes / 2**20:.1f}: free some. The checkpoints before it are intact; the same command resumes"
-            )
+        with hosts.together("free disk"):
+            free_bytes = shutil.disk_usage(self._manager.directory).free
+            if hosts.is_first() and free_bytes < needed_bytes:
+                raise UserError(
+                    f"{self._manager.directory} has {free_bytes / 2**20:.1f} MiB left, and a checkpoint takes up to "
+                    f"{needed_bytes / 2**20:.1f}: free some. The checkpoints before it are intact; the same command "
+                    "resumes"
+                )
         # A copy: orbax writes it later, when the loop has gone on.
         progress = json.loads(json.dumps(progress))
         if epochs := progress["epochs"]:
@@ -119,7 +122,7 @@ class Checkpoints:
             raise
         # Damage shows as many kinds of exception, from tensorstore's to json's.
         except Exception as error:
-            log.warning("checkpoint %d in %s is damaged: %s", step, self._manager.directory, _first_line(error))
+            log.warning("checkpoint %d in %s cannot be read: %s", step, self._manager.directory, _first_line(error))
             return None
         return restored.state, progress
 
@@ -128,21 +131,30 @@ class Checkpoints:
 
         Raises:
           UserError: There are checkpoints, but none can be read.
+          Stopped: Another process has restored another one.
         """
-        damaged = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            if restored := self.restore(step, abstract_state):
-                self.delete_after(step)
-                return restored
-            damaged.append(step)
-        if damaged:
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        attempts = ((step, self.restore(step, abstract_state)) for step in steps)
+        step, restored = next((attempt for attempt in attempts if attempt[1]), (-1, None))
+        if not hosts.agree(np.int32(step)):
+            raise Stopped("the processes have read different checkpoints")
+        if restored:
+            self.set_aside_after(step)
+        elif steps:
             raise UserError(f"no checkpoint in {self._manager.directory} can be read; delete the workdir to start over")
-        return None
+        return restored
 
-    def delete_after(self, step: int) -> None:
-        """Deletes the checkpoints after a step, for orbax saves none before its newest."""
+    def set_aside_after(self, step: int) -> None:
+        """Moves the checkpoints after a step to `set_aside/`, for orbax saves none before its newest."""
         for newer in self.steps():
             if newer > step:
+                if hosts.is_first():
+                    path = self._manager.directory / str(newer)
+                    aside = self._manager.directory.parent / "set_aside" / f"{newer}_{time.time():.0f}"
+                    aside.parent.mkdir(exist_ok=True)
+                    path.rename(aside)
+                    path.mkdir()  # what orbax forgets, it also deletes
+                    log.warning("moved checkpoint %d to %s", newer, aside)
                 self._manager.delete(newer)
 
     def wait(self) -> None:
@@ -160,7 +172,7 @@ class Checkpoints:
 
     def __exit__(self, kind, *exception) -> None:
         """Waits for the saves under way, unless another process is lost, which they would wait for in vain."""
-        if kind is None or not issubclass(kind, jax.errors.JaxRuntimeError):
+        if kind is None or not issubclass(kind, jax.errors.JaxRuntimeError) or jax.process_count() == 1:
             with self._reporting():
                 self._manager.close()
 

@@ -47,16 +47,12 @@ def run(main: Callable, config_required: bool = True) -> None:
             _stop(f"{error}; the same command resumes")
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
             if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-                _stop(
-                    f"out of memory ({_first_line(error)}); lower config.training.batch_size or evaluation.batch_size"
-                )
+                _stop(f"out of memory ({first_line(error)}); lower config.training.batch_size or evaluation.batch_size")
             if jax.process_count() == 1:
                 raise
-            _end(f"lost another process ({_first_line(error)}); the same command resumes", os.EX_TEMPFAIL)
+            _end(f"lost another process ({first_line(error)}); the same command resumes", os.EX_TEMPFAIL)
         except Stopped as stop:
-            # All stop together: none should take another for lost.
-            jax.distributed.shutdown()
-            _end(f"{stop}; the same command resumes", os.EX_TEMPFAIL)
+            _end(f"{stop}; the same command resumes", os.EX_TEMPFAIL, together=True)
 
     # Outside of training, which handles them by itself, there is nothing to save.
     for number in SIGNALS:
@@ -126,12 +122,13 @@ def _last_line(error: Exception) -> str:
     return lines[-1].strip().removeprefix("emnist_jax.errors.UserError: ")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Returns what an exception says, in one line."""
     return str(error).strip().partition("\n")[0]
 
 
 def _stop(message: str) -> NoReturn:
-    _end(f"error: {message}", 2)
+    _end(f"error: {message}", 2, together=True)
 
 
 def _end_at_once(number: int, frame) -> None:
@@ -143,11 +140,15 @@ def _end_at_once(number: int, frame) -> None:
     os._exit(os.EX_TEMPFAIL)
 
 
-def _end(message: str, code: int) -> NoReturn:
+def _end(message: str, code: int, together: bool = False) -> NoReturn:
     print(message, file=sys.stderr)
     # A normal end would wait for the other processes, which may wait for this one, and after a failed save for
     # orbax' threads, which wait for each other for minutes.
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     sys.stderr.flush()
+    if together:
+        # Where all end, as most often, none should take another for lost.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            jax.distributed.shutdown()
     os._exit(code)

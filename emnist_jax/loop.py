@@ -2,31 +2,27 @@
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import hashlib
-import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from flax.training.early_stopping import EarlyStopping
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from emnist_jax import checkpoints, datasets, evaluation, models, optimizers, report, training
+from emnist_jax import checkpoints, datasets, evaluation, hosts, models, optimizers, report, training
 from emnist_jax.config import validate
 from emnist_jax.errors import Stopped, UserError
 from emnist_jax.models.layers import Network
 from emnist_jax.stopping import StopRequest
+from emnist_jax.workdir import as_json, open_workdir, read_result
 
 log = logging.getLogger(__name__)
 
@@ -54,45 +50,21 @@ def train_and_evaluate(config, workdir: Path) -> dict:
     """
     validate(config)
     with contextlib.ExitStack() as stack:
-        with _together():
-            stack.enter_context(_open_workdir(workdir, config))
-            result_path = workdir / "result.json"
-            result = _read_result(result_path) if result_path.exists() else None
+        with hosts.together("prepared"):
+            stack.enter_context(open_workdir(workdir, config))
+            result = read_result(workdir)
             run = None if result else _prepare(config)
         if run:
-            _check_same_images(run)
+            if not hosts.agree(np.frombuffer(bytes.fromhex(run.dataset_sha256), np.uint8)):
+                raise UserError(f"the processes have read different images of {run.dataset.name}")
             with checkpoints.Checkpoints(workdir) as saved:
                 under_way = _Training(run, workdir, saved)
                 with contextlib.closing(under_way.tensorboard):
                     under_way.train()
                     result = under_way.test()
-            report.write_json(result_path, result)
+            report.write_json(workdir / "result.json", result)
         report.print_result(result, workdir)
         return result
-
-
-@contextlib.contextmanager
-def _together() -> Iterator[None]:
-    """Lets an error of one process end all of them as one of the user's, not as a loss after which to start again."""
-    error = None
-    try:
-        yield
-    except UserError as own:
-        error = own
-    _wait_for_all("prepared")
-    if jax.process_count() > 1:
-        failed = multihost_utils.process_allgather(np.bool_(error is not None))
-        if failed.any():
-            # So that none takes another for lost.
-            jax.distributed.shutdown()
-            error = error or UserError(f"process {failed.argmax()} cannot go on, and says why")
-    if error:
-        raise error
-
-
-def _wait_for_all(point: str) -> None:
-    """Lets no process go on before all are at this point: on CPUs, a first collective waits but half a minute."""
-    ocp.multihost.get_barrier_sync_fn()(key=point, timeout_ms=3_600_000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,13 +158,6 @@ def _prepare(config) -> _Run:
     )
 
 
-def _check_same_images(run: _Run) -> None:
-    if jax.process_count() > 1:
-        digests = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(run.dataset_sha256), np.uint8))
-        if (digests != digests[0]).any():
-            raise UserError(f"the processes have read different images of {run.dataset.name}")
-
-
 class _Training:
     """A run under way: its state on the devices, and the record of its progress.
 
@@ -239,6 +204,8 @@ class _Training:
                 )
             log.info("resumed at step %d of %d", self.state.step, run.total_steps)
         else:
+            if (workdir / "config.json").exists():
+                log.warning("%s was begun but has no checkpoint: training starts over", workdir)
             self.state = run.initial_state()
         self.early_stopping = EarlyStopping(
             # flax stops at the first epoch after its patience, Keras at its last one.
@@ -265,27 +232,31 @@ class _Training:
             max(len(dataset.validation.labels), len(dataset.test.labels)),
         )
         self.progress["compile_seconds"] += time.perf_counter() - started
-        _wait_for_all("compiled")
+        hosts.wait_for_all("compiled")
         self.validation_batches = self.evaluator.put(dataset.validation.images)
 
         # From here on the workdir is this config's: what could be wrong with it has been found.
-        report.write_json(workdir / "config.json", _as_json(config))
-        self.tensorboard = report.TensorBoard(workdir)
+        report.write_json(workdir / "config.json", as_json(config))
+        self.tensorboard = report.TensorBoard(workdir, self.progress["epochs"])
         self.tensorboard.figure("augmented_inputs", self._augmented_inputs(), 0)
-        for record in self.progress["epochs"]:
-            self.tensorboard.epoch(record)
+
+    @property
+    def last_epoch_end(self) -> int:
+        """The step of the newest record, from which an epoch begins."""
+        epochs = self.progress["epochs"]
+        return epochs[-1]["step"] if epochs else 0
 
     def train(self) -> None:
         """Trains to the end, or to a stop."""
-        run, config = self.run, self.run.config
+        run, config, progress = self.run, self.run.config, self.progress
         step = int(self.state.step)
         with StopRequest() as stop_request, report.progress_bar(step, run.total_steps) as bar:
-            while step < run.total_steps and not self.early_stopping.should_stop:
-                epoch = step // run.steps_per_epoch
+            while self.last_epoch_end < run.total_steps and not self.early_stopping.should_stop:
+                epoch = len(progress["epochs"])
                 epoch_end = min((epoch + 1) * run.steps_per_epoch, run.total_steps)
                 order = self.epoch_order(self.order_key, epoch)
-                finite, stopped_by = True, None
-                while step < epoch_end and finite and not stopped_by:
+                not_finite, stopped_by = None, None
+                while step < epoch_end and not (not_finite or stopped_by):
                     started = time.perf_counter()
                     expected = min(step + config.training.steps_per_call, epoch_end)
                     self.state = self.train_steps(
@@ -293,33 +264,37 @@ class _Training:
                     )
                     # Waiting for each call costs microseconds, and keeps virtual CPU devices from deadlock.
                     step = int(self.state.step)
-                    self.progress["epoch_seconds"] += time.perf_counter() - started
+                    progress["epoch_seconds"] += time.perf_counter() - started
                     bar.update(bar.task_ids[0], completed=step)
-                    finite = step == expected
+                    if step < expected:
+                        not_finite = "the loss, a gradient or an update"
                     stopped_by = stop_request.received()
-                if finite:
-                    if step == epoch_end:
-                        self._end_epoch(step)
-                    self.saved.save(self.state, self.progress)
+                if not_finite:
+                    self._roll_back(not_finite, order)
+                elif step == epoch_end and not self._end_epoch():
+                    self._roll_back("the validation loss")
                 else:
-                    self._roll_back(order)
-                    step = int(self.state.step)
+                    self.saved.save(self.state, progress)
+                step = int(self.state.step)
                 if stopped_by:
-                    self.saved.wait()
-                    raise Stopped(f"stopped by {stopped_by} at step {step:,} of {run.total_steps:,}")
-            # Before a signal ends the process at once again.
+                    break
             self.saved.wait()
+            # Asked for again: a signal may have come since, and no longer ends the process.
+            if stopped_by := stop_request.received():
+                raise Stopped(f"stopped by {stopped_by} at step {step:,} of {run.total_steps:,}")
         if self.early_stopping.should_stop:
             log.info("early stopping: no lower validation loss for %d epochs", config.training.early_stopping_epochs)
 
-    def _end_epoch(self, step: int) -> None:
-        """Validates, and reports the epoch that ends at a step."""
-        run, progress = self.run, self.progress
-        epochs, validation = progress["epochs"], run.dataset.validation
-        steps = step - (epochs[-1]["step"] if epochs else 0)
-        seconds = progress["epoch_seconds"]
-        progress["train_seconds"] += seconds
-        progress["epoch_seconds"] = 0.0
+    def _end_epoch(self) -> bool:
+        """Validates, and reports the epoch that ends here; returns False where the validation loss is not finite."""
+        run, progress, validation = self.run, self.progress, self.run.dataset.validation
+        measured = None
+        if len(validation.labels):
+            logits = self.evaluator.logits(self.state.variables, self.validation_batches, len(validation.labels))
+            measured = evaluation.measure(logits, validation.labels)
+            if not math.isfinite(measured["loss"]):
+                return False
+        step, seconds = int(self.state.step), progress["epoch_seconds"]
         metrics, plateau, learning_rate_scale = jax.device_get(
             (self.state.metrics, self.state.plateau, self.state.learning_rate_scale)
         )
@@ -328,45 +303,49 @@ class _Training:
             "step": step,
             "train": {name: float(value) for name, value in metrics.compute().items()},
             "learning_rate": float(run.schedule(step - 1) * learning_rate_scale * (plateau.scale if plateau else 1)),
-            "images_per_second": steps * run.config.training.batch_size / seconds,
+            "images_per_second": (step - self.last_epoch_end) * run.config.training.batch_size / seconds,
             "seconds": seconds,
             "unix_time": time.time(),
         }
-        if len(validation.labels):
-            logits = self.evaluator.logits(self.state.variables, self.validation_batches, len(validation.labels))
-            record["validation"] = evaluation.measure(logits, validation.labels)
-            loss = record["validation"]["loss"]
-            self.early_stopping = self.early_stopping.update(loss)
+        progress["train_seconds"] += seconds
+        progress["epoch_seconds"] = 0.0
+        if measured:
+            record["validation"] = measured
+            self.early_stopping = self.early_stopping.update(measured["loss"])
             progress["early_stopping"] = {
                 "best_metric": self.early_stopping.best_metric,
                 "patience_count": self.early_stopping.patience_count,
                 "should_stop": self.early_stopping.should_stop,
             }
             if plateau:
-                plateau = run.put(optimizers.feed_plateau(run.plateau, plateau, loss))
+                plateau = run.put(optimizers.feed_plateau(run.plateau, plateau, measured["loss"]))
                 self.state = self.state.replace(plateau=plateau)
         self.state = self.state.replace(metrics=run.put(training.Metrics.empty()))
-        epochs.append(record)
+        progress["epochs"].append(record)
         self.tensorboard.epoch(record)
         _tell(record, run.dataset_label)
+        return True
 
-    def _roll_back(self, order: jax.Array) -> None:
-        """Goes back to the end of the epoch before a step that was not finite, with half the learning rate.
+    def _roll_back(self, not_finite: str, order: jax.Array | None = None) -> None:
+        """Goes back to the end of the epoch before something was not finite, with half the learning rate.
 
         Args:
-          order: Of the epoch; the state is the one before the step.
+          not_finite: What it was.
+          order: Of the epoch, where it was in a step; the state is the one before that.
 
         Raises:
           UserError: That is not wanted, or of no use: names the step, and where its state and images are.
         """
-        run, progress = self.run, self.progress
+        run, progress, epoch_end = self.run, self.progress, self.last_epoch_end
         step, scale = int(self.state.step), float(self.state.learning_rate_scale)
-        epoch_end = progress["epochs"][-1]["step"] if progress["epochs"] else 0
-        what = f"the loss or a gradient of step {step:,} (epoch {step / run.steps_per_epoch:.2f}) is not finite"
+        what = f"{not_finite} of step {step:,} (epoch {step / run.steps_per_epoch:.2f}) is not finite"
         if run.config.on_nan == "stop":
-            advice = "lower config.optimizer.learning_rate, or set --config.on_nan=rollback"
+            advice = "lower config.optimizer.learning_rate in another --workdir, or set --config.on_nan=rollback"
         elif step == epoch_end:
-            advice = f"a rollback cannot help; lower config.optimizer.learning_rate ({scale:g} of it was tried)"
+            advice = (
+                "a rollback cannot help; lower config.optimizer.learning_rate in another --workdir "
+                f"({scale:g} of it was tried)"
+            )
         elif len(progress["rollbacks"]) == MAX_ROLLBACKS:
             advice = f"{MAX_ROLLBACKS} rollbacks did not help"
         else:
@@ -375,21 +354,24 @@ class _Training:
             if step not in self.saved.steps():
                 self.saved.save(self.state, progress)
                 self.saved.wait()
-            path = self.workdir / f"not_finite_step_{step}.npz"
-            rows = jax.jit(lambda order, row: order[row], out_shardings=run.replicated)
-            rows = np.asarray(rows(order, step % run.steps_per_epoch))
-            if report.is_first_process():
-                train = run.dataset.train
-                np.savez_compressed(path, rows=rows, images=train.images[rows], labels=train.labels[rows])
-            raise UserError(f"{what}; checkpoint {step} holds the state before it, {path} its images; {advice}")
+            kept = f"checkpoint {step} holds the state"
+            if order is not None:
+                path = self.workdir / f"not_finite_step_{step}.npz"
+                rows = jax.jit(lambda order, row: order[row], out_shardings=run.replicated)
+                rows = np.asarray(rows(order, step % run.steps_per_epoch))
+                if hosts.is_first():
+                    train = run.dataset.train
+                    np.savez_compressed(path, rows=rows, images=train.images[rows], labels=train.labels[rows])
+                kept += f" before it, {path} its images"
+            raise UserError(f"{what}; {kept}; {advice}")
 
-        self.saved.delete_after(epoch_end)
         if not epoch_end:
             state = run.initial_state()
         elif restored := self.saved.restore(epoch_end, self.abstract_state):
             state = restored[0]
         else:
             raise UserError(f"{what}, and checkpoint {epoch_end} is damaged; the same command goes further back")
+        self.saved.set_aside_after(epoch_end)
         self.state = state.replace(learning_rate_scale=run.put(np.float32(scale / 2)))
         log.warning("%s: back to step %d, with %g times the learning rate", what, epoch_end, scale / 2)
         progress["train_seconds"] += progress["epoch_seconds"]
@@ -415,6 +397,8 @@ class _Training:
         logits = self.evaluator.logits(variables, batches, len(labels))
         inference_seconds = time.perf_counter() - started
         test = evaluation.measure(logits, labels)
+        if not math.isfinite(test["loss"]):
+            raise UserError(f"the test loss is not finite; checkpoint {chosen['step']} holds the state")
         evaluation_seconds = time.perf_counter() - started
 
         self.tensorboard.scalars({f"test/{name}": test[name] for name in ("loss", "top1", "top5")}, last["step"])
@@ -464,72 +448,6 @@ class _Training:
         inputs = jax.jit(lambda images, keys: training.prepare(images, run.config, run.model.input_shape, keys))
         names = [run.dataset.class_names[label] for label in labels]
         return report.images_figure(np.asarray(inputs(images, keys))[..., 0], names, f"augmented {run.dataset_label}")
-
-
-@contextlib.contextmanager
-def _open_workdir(workdir: Path, config) -> Iterator[None]:
-    """Makes the workdir, or checks that it is this config's; locks it, and logs to it."""
-    with contextlib.ExitStack() as stack:
-        stack.callback(report.stop_log)
-        try:
-            if report.is_first_process():
-                workdir.mkdir(parents=True, exist_ok=True)
-                for name in ("lock", "log.txt"):
-                    if (workdir / name).is_fifo():
-                        raise OSError(errno.ESPIPE, f"{name} is a pipe")
-                lock = stack.enter_context(open(workdir / "lock", "w"))
-                # The system releases it when the process ends, however it ends.
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process trains in {workdir}; wait for it, or pass another --workdir") from error
-        except OSError as error:
-            # Some network file systems have no locks.
-            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-                raise _unwritable(workdir, error) from error
-        try:
-            report.start_log(workdir / "log.txt")
-        except OSError as error:
-            raise _unwritable(workdir, error) from error
-        path = workdir / "config.json"
-        if path.exists():
-            with _reading(path):
-                _check_same(workdir, json.loads(path.read_text()), _as_json(config))
-        yield
-
-
-def _unwritable(workdir: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write the workdir {workdir}: {error.strerror}")
-
-
-def _check_same(workdir: Path, found: dict, wanted: dict) -> None:
-    found, wanted = report.flatten(found), report.flatten(wanted)
-    differing = {key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key)}
-    # Neither where the files lie nor what a failure leads to makes another experiment.
-    if differing := sorted(differing - {"dataset.data_dir", "on_nan"}):
-        pairs = ", ".join(f"{key} was {found.get(key)}, is {wanted.get(key)}" for key in differing)
-        raise UserError(f"{workdir} belongs to another config ({pairs}); pass another --workdir")
-
-
-def _read_result(path: Path) -> dict:
-    with _reading(path):
-        result = json.loads(path.read_text())
-        report.result_table(result)
-        return result
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turns what a damaged JSON file leads to, when it is read and used, into a UserError."""
-    try:
-        if not path.is_file():
-            raise OSError("it is no file")
-        yield
-    except (ArithmeticError, AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error!r}; delete it, or pass another --workdir") from error
-
-
-def _as_json(config) -> dict:
-    return json.loads(json.dumps(config.to_dict()))
 
 
 def _tell(record: dict, dataset_label: str) -> None:

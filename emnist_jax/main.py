@@ -10,7 +10,7 @@ import jax
 from absl import flags
 
 from emnist_jax import command_line
-from emnist_jax.errors import UserError
+from emnist_jax.errors import Stopped, UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Default: runs/NAME_OF_THE_CONFIG; seen by all processes")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Train together with other processes; SLURM and MPI name them")
@@ -46,6 +46,8 @@ def main(config) -> None:
                     heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
                     shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
                 ).result()
+        except jax.errors.JaxRuntimeError as error:
+            raise Stopped(f"cannot reach the other processes ({command_line.first_line(error)})") from error
         except ValueError as error:
             raise UserError(
                 f"--distributed: {error} Pass --coordinator_address, --num_processes and --process_id"
@@ -54,7 +56,7 @@ def main(config) -> None:
         jax.devices()
     # JAX asserts where JAX_PLATFORMS=cuda and there is no GPU.
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0] or f"none for JAX_PLATFORMS={jax.config.jax_platforms}"
+        reason = command_line.first_line(error) or f"none for JAX_PLATFORMS={jax.config.jax_platforms}"
         raise UserError(f"JAX finds no device: {reason}") from error
     loop.train_and_evaluate(config, Path(_WORKDIR.value or f"runs/{command_line.config_name()}"))
 

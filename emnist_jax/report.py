@@ -25,6 +25,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.utils import figure_to_image
 
+from emnist_jax import hosts
+
 log = logging.getLogger(__name__)
 
 
@@ -42,17 +44,13 @@ class _FileHandler(logging.FileHandler):
         raise  # a full disk ends the run; logging would print a traceback for every line
 
 
-def is_first_process() -> bool:
-    return jax.process_index() == 0
-
-
 def start_log(path: Path) -> None:
     """Sends the project's log lines to the terminal and to a file."""
     logger = logging.getLogger("emnist_jax")
     logger.setLevel(logging.INFO)
     logger.propagate = False
     stop_log()
-    CONSOLE.quiet = not is_first_process()
+    CONSOLE.quiet = not hosts.is_first()
     if CONSOLE.quiet:
         return
     to_file = _FileHandler(path)
@@ -85,15 +83,27 @@ def progress_bar(step: int, total_steps: int) -> Progress:
 
 
 class TensorBoard:
-    """An event file of one process, which replaces what earlier ones wrote.
+    """The event file of one process, which replaces those of earlier ones.
 
     tensorboardX' own SummaryWriter writes from another thread, which a kill can rob of its points and which a full
     disk ends without a word.
+
+    Args:
+      workdir: Takes the file.
+      epochs: The records of all epochs so far.
     """
 
-    def __init__(self, workdir: Path):
-        self._writer = EventsWriter(str(workdir / "events")) if is_first_process() else None
+    def __init__(self, workdir: Path, epochs: list[dict]):
+        self._writer = None
+        if hosts.is_first():
+            # Of several files, TensorBoard would go by the clocks and names of the hosts that wrote them.
+            for path in workdir.glob("events.out.tfevents.*"):
+                path.unlink()
+            self._writer = EventsWriter(str(workdir / "events"))
+        # What a TensorBoard that is running has read of them goes too.
         self._write(0, session_log=SessionLog(status=SessionLog.START))
+        for record in epochs:
+            self.epoch(record)
 
     def _write(self, step: int, wall_time: float | None = None, **content) -> None:
         if self._writer:
@@ -168,7 +178,7 @@ def confusion_figure(labels: np.ndarray, predictions: np.ndarray, class_names: t
 
 def write_json(path: Path, content: dict) -> None:
     """Writes a file whole or not at all."""
-    if not is_first_process():
+    if not hosts.is_first():
         return
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")

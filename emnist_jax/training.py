@@ -88,7 +88,7 @@ def put(tree, sharding: NamedSharding):
 
 
 def compiler_options(config) -> dict:
-    """Returns XLA's options for all that computes results."""
+    """Returns XLA's options for all programs that a network is part of."""
     return {"xla_gpu_deterministic_ops": True} if config.deterministic else {}
 
 
@@ -203,7 +203,7 @@ def make_train_steps(model: Network, optimizer: optax.GradientTransformation, co
       `train_steps(state, images, labels, order, key, count) -> state`: does `count` steps on uint8 images
       `[N, H, W]` and int32 labels `[N]`, taking the batches from `order` (rows, int32
       `[steps per epoch, batch]`), beginning at the state's place in the epoch. The state is donated. It stays
-      as it was before the first step whose loss or gradient is not finite: `step` tells.
+      as it was before the first step whose loss, gradient or update is not finite: `step` tells.
     """
 
     @partial(
@@ -235,7 +235,7 @@ def make_train_steps(model: Network, optimizer: optax.GradientTransformation, co
                 ema_params=ema_params,
                 metrics=state.metrics.merge(metrics),
             )
-            finite = jnp.isfinite(metrics.loss.total) & jnp.isfinite(optax.tree.norm(gradients))
+            finite = jnp.isfinite(metrics.loss.total) & jnp.isfinite(optax.tree.norm((gradients, params, batch_stats)))
             return jax.tree.map(partial(jnp.where, finite), after, state)
 
         return lax.fori_loop(0, count, step, state)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains on nodes of four GPUs, until it is done: sbatch [--nodes=2 --time=8:00:00 ...] launch/slurm.sh
 #   --config=configs/densenet.py [--config.KEY=VALUE ...] --workdir=FOLDER_THAT_ALL_NODES_SEE
+# What was stopped or lost a process it queues again, at most $MAX_RESTARTS (20) times.
 #SBATCH --job-name=emnist_jax
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=4
@@ -15,8 +16,12 @@ export JAX_PLATFORMS="${JAX_PLATFORMS:-cuda}"
 code=0
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 \
   python -m emnist_jax.main --distributed "$@" || code=$?
-# Stopped and saved. With a trap, scancel too would get here; nodes that fail are SLURM's to requeue.
-if ((code == 75)); then
-  scontrol requeue "$SLURM_JOB_ID"
-fi
+# Stopped, aborted by JAX or killed. With a trap, scancel too would get here; nodes that fail are SLURM's to requeue.
+case $code in
+  75 | 134 | 137)
+    if ((${SLURM_RESTART_COUNT:-0} < ${MAX_RESTARTS:-20})); then
+      scontrol requeue "$SLURM_JOB_ID"
+    fi
+    ;;
+esac
 exit "$code"

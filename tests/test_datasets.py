@@ -1,6 +1,8 @@
 """Tests of the data sets: what the files say arrives, upright, and damage is named."""
 
+import concurrent.futures
 import dataclasses
+import fcntl
 import gzip
 import hashlib
 import http.server
@@ -314,9 +316,10 @@ def archive(tmp_path):
             super().__init__(*args, directory=tmp_path / "served")
 
         def log_message(self, *args):
-            pass
+            server.requests.append(args)
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.requests = []
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     checksum = hashlib.sha256(b"content").hexdigest()
@@ -335,6 +338,22 @@ def test_the_archive_is_downloaded_once(archive, tmp_path, monkeypatch):
     assert first["file.gz"].read_bytes() == b"content"
     monkeypatch.setattr(official, "_probe", None)  # Any use of the network now fails.
     assert official._fetch(builder, tmp_path / "downloads") == first
+
+
+def test_of_two_that_fetch_at_once_one_downloads(archive, tmp_path, monkeypatch):
+    builder, server = archive
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    with concurrent.futures.ThreadPoolExecutor(2) as executor:
+        with open(downloads / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            both = [executor.submit(official._fetch, builder, downloads) for _ in range(2)]
+            while len(server.requests) < 2:  # each asks whether there is a network
+                time.sleep(0.01)
+        paths = [fetch.result() for fetch in both]
+    assert paths[0] == paths[1] and paths[0]["file.gz"].read_bytes() == b"content"
+    assert len(server.requests) == 3
 
 
 def test_what_is_downloaded_must_have_the_right_checksum(archive, tmp_path, monkeypatch):

@@ -82,7 +82,7 @@ def test_kubernetes_pods_find_each_other_and_come_back():
     assert re.search(rf":-{name}-0\.{subdomain}:\d+}}", " ".join(container()["command"]))
 
     rules = [(rule["action"], rule.get("onExitCodes", {}).get("values")) for rule in spec["podFailurePolicy"]["rules"]]
-    assert rules == [("FailJob", [2]), ("Ignore", [*LOST, 137, 143]), ("Ignore", None)]
+    assert rules == [("FailJob", [2]), ("Ignore", [*LOST, 143]), ("Ignore", None)]
     assert pod["restartPolicy"] == "Never"  # or there is no failure policy
     assert pod["terminationGracePeriodSeconds"] >= 60
 
@@ -322,7 +322,7 @@ def slurm(processes, tmp_path):
         (folder / name).write_text(content)
         (folder / name).chmod(0o755)
 
-    def start(*arguments) -> Process:
+    def start(*arguments, **environment) -> Process:
         # JAX takes the port from the job's number.
         lowest = 2**16 - 2**12
         return processes.start(
@@ -330,6 +330,7 @@ def slurm(processes, tmp_path):
             PATH=f"{folder}:{Path(MAIN[0]).parent}:{os.environ['PATH']}",
             SLURM_JOB_ID=str(2**12 + free_port(lowest) - lowest),
             SLURM_CPUS_PER_TASK="1",
+            **environment,
         )
 
     return start
@@ -354,15 +355,16 @@ def test_slurm_requeues_what_was_stopped(slurm, together, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("failure", ["bad input", "killed"])
-def test_slurm_does_not_requeue_what_failed(slurm, tmp_path, failure):
+@pytest.mark.parametrize(("code", "restarts", "requeued"), [(2, 0, False), (137, 19, True), (137, 20, False)])
+def test_slurm_requeues_what_lost_a_process_but_not_for_ever(slurm, tmp_path, code, restarts, requeued):
     workdir = tmp_path / "run"
-    job = slurm(*TINY, f"--workdir={workdir}", *(["--config.model.name=densnet"] if failure == "bad input" else []))
-    if failure == "killed":
+    flags = ("--config.model.name=densnet",) if code == 2 else ()
+    job = slurm(*TINY, f"--workdir={workdir}", *flags, SLURM_RESTART_COUNT=str(restarts))
+    if code == 137:
         wait_for("epoch 1 ", workdir / "log.txt", job)
         os.kill(int((tmp_path / "bin/srun.pids").read_text().split()[1]), signal.SIGKILL)
-    assert job.code() == {"bad input": 2, "killed": 137}[failure], job.output
-    assert not (tmp_path / "bin/scontrol.calls").exists()
+    assert job.code() == code, job.output
+    assert (tmp_path / "bin/scontrol.calls").exists() == requeued
 
 
 @pytest.mark.slow

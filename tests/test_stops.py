@@ -18,23 +18,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from emnist_jax import checkpoints, datasets, loop, training
+from emnist_jax import checkpoints, datasets, evaluation, loop, training
 from emnist_jax.errors import Stopped, UserError
 from emnist_jax.stopping import StopRequest
 from test_datasets import example_files, write
 from test_loop import damage, make_config, numbers_of, parameters_of, scalars_of
 
 ROOT = Path(__file__).parent.parent
-CURVES = ("train/loss", "train/top1", "validation/loss", "validation/top1", "learning_rate")
+
+
+def all_scalars_of(workdir: Path) -> dict:
+    """Returns every TensorBoard curve but that of the speed."""
+    tags = EventAccumulator(str(workdir)).Reload().Tags()["scalars"]
+    return {tag: scalars_of(workdir, tag) for tag in tags if tag != "images_per_second"}
 
 
 def assert_same_run(workdir: Path, result: dict, expected_workdir: Path, expected: dict) -> None:
     assert numbers_of(result) == numbers_of(expected)
     last = result["history"][-1]["step"]
     np.testing.assert_array_equal(parameters_of(workdir, last), parameters_of(expected_workdir, last))
-    for curve in CURVES:
-        assert scalars_of(workdir, curve) == scalars_of(expected_workdir, curve), curve
+    curves, expected_curves = all_scalars_of(workdir), all_scalars_of(expected_workdir)
+    assert {"test/top1", "train/loss", "train/top5", "validation/loss", "learning_rate"} <= curves.keys()
+    assert curves == expected_curves
 
 
 def signal_after(monkeypatch, calls: int, number: signal.Signals) -> None:
@@ -150,6 +157,30 @@ def test_a_checkpoint_with_one_damaged_file_is_whole_or_gives_way(two_checkpoint
     assert len(files) > 8 and given_way > 2
 
 
+def test_a_checkpoint_that_cannot_be_read_is_set_aside(two_checkpoints, tmp_path):
+    workdir = shutil.copytree(two_checkpoints, tmp_path / "run")
+    manifest = workdir / "checkpoints/20/progress/metadata"
+    assert manifest.exists()
+    content = manifest.read_bytes()
+    manifest.unlink()
+    assert restore_latest(workdir)[0].step == 10
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["10"]
+    # For the cause may pass.
+    (aside,) = (workdir / "set_aside").iterdir()
+    (aside / "progress/metadata").write_bytes(content)
+    aside.rename(workdir / "checkpoints/20")
+    assert restore_latest(workdir)[0].step == 20
+
+
+def test_a_run_whose_checkpoints_are_gone_says_that_it_starts_over(finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    (workdir / "result.json").unlink()
+    shutil.rmtree(workdir / "checkpoints")
+    result = loop.train_and_evaluate(make_config(), workdir)
+    assert "has no checkpoint: training starts over" in (workdir / "log.txt").read_text()
+    assert_same_run(workdir, result, *finished)
+
+
 def test_where_no_checkpoint_is_intact_nothing_starts_over(two_checkpoints, tmp_path):
     workdir = shutil.copytree(two_checkpoints, tmp_path / "run")
     damage(workdir / "checkpoints")
@@ -254,9 +285,44 @@ def test_a_rollback_goes_on_from_the_epoch_before_with_a_lower_learning_rate(tmp
     assert {rollback["to_step"] for rollback in rollbacks} == {0, 10}
     assert all(0 < rollback["step"] - rollback["to_step"] < 10 for rollback in rollbacks)
     assert [epoch["step"] for epoch in history] == [10, 20, 30]
-    # The warm-up adds 10 a step; the last rollback fell into the second epoch.
-    assert history[0]["learning_rate"] == pytest.approx(90 * rollbacks[-2]["learning_rate_scale"])
-    assert history[1]["learning_rate"] == pytest.approx(190 * rollbacks[-1]["learning_rate_scale"])
+    # The warm-up adds 10 a step.
+    last_scales = {rollback["to_step"]: rollback["learning_rate_scale"] for rollback in rollbacks}
+    assert history[0]["learning_rate"] == pytest.approx(90 * last_scales[0])
+    assert history[1]["learning_rate"] == pytest.approx(190 * last_scales[10])
+
+
+def fake_validation_loss(monkeypatch, losses: list[float]):
+    """Makes validation find these losses, epoch by epoch; the test set is measured as it is."""
+    measure = evaluation.measure
+
+    def measure_or_fake(logits, labels):
+        measured = measure(logits, labels)
+        return {**measured, "loss": losses.pop(0)} if len(labels) == 40 else measured
+
+    monkeypatch.setattr(evaluation, "measure", measure_or_fake)
+
+
+def test_a_validation_loss_that_is_not_finite_stops_and_stops_again(tmp_path, monkeypatch):
+    fake_validation_loss(monkeypatch, [1.0, np.inf, np.nan])
+    for _ in range(2):
+        with pytest.raises(UserError, match="the validation loss of step 20 .* is not finite; checkpoint 20 holds"):
+            loop.train_and_evaluate(make_config(), tmp_path)
+
+
+def test_a_validation_loss_that_is_not_finite_rolls_back(tmp_path, monkeypatch):
+    fake_validation_loss(monkeypatch, [1.0, np.nan, 0.9, 0.8])
+    result = loop.train_and_evaluate(make_config(on_nan="rollback"), tmp_path)
+    assert result["rollbacks"] == [{"step": 20, "to_step": 10, "learning_rate_scale": 0.5}]
+    assert [epoch["validation"]["loss"] for epoch in result["history"]] == [1.0, 0.9, 0.8]
+
+
+def test_a_test_loss_that_is_not_finite_is_no_result(finished, tmp_path, monkeypatch):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    (workdir / "result.json").unlink()
+    monkeypatch.setattr(evaluation, "measure", lambda logits, labels: {"loss": np.nan})
+    with pytest.raises(UserError, match="the test loss is not finite; checkpoint .* holds"):
+        loop.train_and_evaluate(make_config(), workdir)
+    assert not (workdir / "result.json").exists()
 
 
 @pytest.mark.slow
@@ -380,8 +446,7 @@ def test_kill_9_at_any_moment_changes_nothing(tmp_path, flags, request):
         kills[moment] += finish(process)[0] == -signal.SIGKILL
     code, _, stderr = finish(start(workdir, *flags))
     assert code == 0, stderr
-    print(f"kills of {request.node.callspec.id}: {kills}")
-    assert sum(kills.values()) >= 3
+    assert kills == {"at the start": 1, "in training": 1, "in a save": 2}
     results = [json.loads((path / "result.json").read_text()) for path in (workdir, expected_workdir)]
     assert_same_run(workdir, results[0], expected_workdir, results[1])
 

@@ -12,7 +12,9 @@ All three give the same rows in the same order. TFDS shuffles what it prepares, 
 official file is restored: the conventional validation split is its last rows.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import io
 import os
@@ -261,10 +263,15 @@ def _fetch(builder, downloads: pathlib.Path) -> dict[str, pathlib.Path]:
         try:
             # TFDS goes on trying for minutes where there is no network, so ask first.
             _probe(missing[0])
-            manager = tfds.download.DownloadManager(
-                download_dir=downloads, url_infos=builder.url_infos, dataset_name=builder.name
-            )
-            paths |= manager.download({url: url for url in missing})
+            downloads.mkdir(parents=True, exist_ok=True)
+            with open(downloads / "lock", "w") as lock:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    # One process fetches; the others find what it has fetched.
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                manager = tfds.download.DownloadManager(
+                    download_dir=downloads, url_infos=builder.url_infos, dataset_name=builder.name
+                )
+                paths |= manager.download({url: url for url in missing})
         # requests' exceptions are OSErrors. TFDS' for a wrong sum is no public class, and any
         # other that it raises leaves the user the same ways out.
         except Exception as error:

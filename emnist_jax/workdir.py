@@ -1,0 +1,111 @@
+"""The folder of a run: whose it is, and what it holds already."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from emnist_jax import hosts, report
+from emnist_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# NFS keeps a lost node's lock for 90 seconds.
+LOCK_PATIENCE_SECONDS = 120
+# Neither where the files lie nor what a failure leads to makes another experiment.
+FREE_KEYS = {"dataset.data_dir", "on_nan"}
+
+
+@contextlib.contextmanager
+def open_workdir(workdir: Path, config) -> Iterator[None]:
+    """Makes the workdir, or checks that it is this config's; locks it, and logs to it.
+
+    Raises:
+      UserError: It cannot be written, is another config's, or another process trains in it.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.callback(report.stop_log)
+        try:
+            if hosts.is_first():
+                workdir.mkdir(parents=True, exist_ok=True)
+                for name in ("lock", "log.txt"):
+                    if (workdir / name).is_fifo():
+                        raise OSError(errno.ESPIPE, f"{name} is a pipe")
+                lock = stack.enter_context(open(workdir / "lock", "w"))
+                # The system releases it when the process ends, however it ends.
+                locked = _lock(lock)
+            report.start_log(workdir / "log.txt")
+        except BlockingIOError as error:
+            raise UserError(f"another process trains in {workdir}; wait for it, or pass another --workdir") from error
+        except OSError as error:
+            raise UserError(f"cannot write the workdir {workdir}: {error.strerror}") from error
+        if hosts.is_first() and not locked:
+            log.warning("%s is on a file system without locks: nothing keeps a second process from it", workdir)
+        path = workdir / "config.json"
+        if path.exists():
+            with _reading(path):
+                _check_same(workdir, json.loads(path.read_text()), as_json(config))
+        yield
+
+
+def _lock(file) -> bool:
+    """Locks a file; returns False where the file system, as some network ones, has no locks."""
+    # A process that runs by itself stands at a terminal, where waiting would only puzzle.
+    deadline = time.monotonic() + (LOCK_PATIENCE_SECONDS if jax.distributed.is_initialized() else 0)
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(1)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                raise
+            return False
+
+
+def _check_same(workdir: Path, found: dict, wanted: dict) -> None:
+    found, wanted = report.flatten(found), report.flatten(wanted)
+    differing = {key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key)}
+    if differing := sorted(differing - FREE_KEYS):
+        pairs = ", ".join(f"{key} was {found.get(key)}, is {wanted.get(key)}" for key in differing)
+        raise UserError(f"{workdir} belongs to another config ({pairs}); pass another --workdir")
+
+
+def read_result(workdir: Path) -> dict | None:
+    """Returns what result.json holds, or None where the run has not finished.
+
+    Raises:
+      UserError: It is damaged.
+    """
+    path = workdir / "result.json"
+    if not path.exists():
+        return None
+    with _reading(path):
+        result = json.loads(path.read_text())
+        report.result_table(result)
+        return result
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns what a damaged JSON file leads to, when it is read and used, into a UserError."""
+    try:
+        if not path.is_file():
+            raise OSError("it is no file")
+        yield
+    except (ArithmeticError, AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error!r}; delete it, or pass another --workdir") from error
+
+
+def as_json(config) -> dict:
+    """Returns a config as config.json holds it."""
+    return json.loads(json.dumps(config.to_dict()))
