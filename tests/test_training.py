@@ -157,6 +157,20 @@ def test_plateau_scale_multiplies_the_update():
     assert_trees_close(moves[1], jax.tree.map(lambda x: 0.25 * x, moves[0]), 1e-3, 1e-6)
 
 
+def test_an_update_that_is_not_finite_is_not_taken():
+    config = make_config(**{"optimizer.name": "sgd"})
+    optimizer, _ = optimizers.create(config, 8, 4)
+    model = make_model(config)
+    state = training.make_create_state(model, optimizer, None, config, mesh_of(1))(jax.random.key(config.seed))
+    before = jax.device_get(state)
+    state = state.replace(learning_rate_scale=jnp.float32(np.inf))
+    train_steps = training.make_train_steps(model, optimizer, config, mesh_of(1))
+    order = jnp.arange(16, dtype=jnp.int32)[None]
+    after = train_steps(state, *images_and_labels(), order, jax.random.key(2), 1)
+    assert after.step == 0
+    assert_trees_close(after.params, before.params, 0, 0)
+
+
 def test_ema_is_the_moving_average_of_the_parameters():
     config = make_config(**{"training.ema_decay": 0.75})
     initial, first = (train(config, 1, calls=(count,)) for count in (0, 1))
