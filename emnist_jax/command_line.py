@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -57,7 +58,10 @@ def run(main: Callable, config_required: bool = True) -> None:
     # Outside of training, which handles them by itself, there is nothing to save.
     for number in SIGNALS:
         signal.signal(number, _end_at_once)
-    logging.set_verbosity(logging.WARNING)  # orbax tells of every step of a save
+    logging.set_verbosity(logging.WARNING)
+    # orbax tells of every step of a save and, as tensorstore does in its own threads, on pages of one that fails.
+    logging.get_absl_logger().disabled = True
+    sys.excepthook = _excepthook
     app.run(guarded, flags_parser=parse_or_end)
 
 
@@ -129,6 +133,11 @@ def first_line(error: Exception) -> str:
 
 def _stop(message: str) -> NoReturn:
     _end(f"error: {message}", 2, together=True)
+
+
+def _excepthook(*exception) -> None:
+    if threading.current_thread() is threading.main_thread():
+        sys.__excepthook__(*exception)
 
 
 def _end_at_once(number: int, frame) -> None:

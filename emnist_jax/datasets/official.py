@@ -17,6 +17,7 @@ import dataclasses
 import fcntl
 import hashlib
 import io
+import logging
 import os
 import pathlib
 import struct
@@ -26,11 +27,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import requests
-from absl import logging
 from PIL import Image
 
 from emnist_jax import errors
 from emnist_jax.datasets import idx
+
+log = logging.getLogger(__name__)
 
 DIGITS = tuple("0123456789")
 CAPITALS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -184,7 +186,7 @@ def _read_tfds(name: str, official: OfficialSet) -> list[Arrays]:
         if found == {"train": official.train_examples, "test": official.test_examples}:
             return [_read_prepared(builder, split) for split in ("train", "test")]
         # TFDS 4.9.10 cuts EMNIST Letters to 88,800 and 14,800 images.
-        logging.warning(
+        log.warning(
             "%s holds %s images, not the official ones; using the archive instead",
             builder.data_path,
             found,
