@@ -1,5 +1,6 @@
 """Any number of devices trains the same, and goes on with what any other number saved."""
 
+import itertools
 import signal
 
 import jax
@@ -19,8 +20,8 @@ def use_devices(monkeypatch, number: int):
 
 
 def stop_within_the_second_epoch(monkeypatch):
-    """Makes the next run find a signal after its fourth compiled call, at step 14 of 20."""
-    signals = iter([None, None, None, signal.SIGTERM.name])
+    """Makes the next run find a signal from its fourth compiled call on, at step 14 of 20."""
+    signals = itertools.chain([None] * 3, itertools.repeat(signal.SIGTERM.name))
     monkeypatch.setattr(stopping.StopRequest, "received", lambda self: next(signals))
 
 
