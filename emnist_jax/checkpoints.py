@@ -12,12 +12,14 @@ from typing import Any
 
 import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.serialization import from_state_dict, to_state_dict
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN, PreservationPolicy
 
 from emnist_jax import hosts, weights
-from emnist_jax.errors import Stopped, UserError
+from emnist_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -39,46 +41,43 @@ class _Kept(PreservationPolicy):
 class Checkpoints:
     """The checkpoints of one run: the last two, the last epoch's end, and the best epoch by validation top-1.
 
-    Each holds the train state and `progress`, the JSON record of the epochs so far (see `loop`).
+    Each holds the train state and `progress`, the JSON record of the epochs so far (see `loop`). The first process
+    alone reads and writes them, and tells the others what it has read.
     """
 
     def __init__(self, workdir: Path):
-        self._kept = _Kept()
-        policy = AnyPreservationPolicy([LatestN(2), self._kept])
-        folder = (workdir / "checkpoints").absolute()
-        try:
-            if hosts.is_first():
-                folder.mkdir(exist_ok=True)  # where that fails, orbax would wait for minutes in its first save
-            self._manager = ocp.CheckpointManager(
-                folder,
-                options=ocp.CheckpointManagerOptions(preservation_policy=policy),
-            )
-        except OSError as error:
-            raise UserError(f"cannot use {folder}: {error}") from error
+        self._manager = None
+        if hosts.is_first():
+            self._kept = _Kept()
+            folder = workdir / "checkpoints"
+            try:
+                folder.mkdir(exist_ok=True)
+                self._manager = _manager(folder, preservation_policy=AnyPreservationPolicy([LatestN(2), self._kept]))
+            except OSError as error:
+                raise UserError(f"cannot use {folder}: {error}") from error
 
     def save(self, state, progress: dict) -> None:
-        """Saves in the background.
+        """Saves in the background, unless there is a checkpoint of that step.
 
         Raises:
           UserError: The disk is full, or the save before this one failed.
         """
+        if not self._manager:
+            return
         needed_bytes = 2 * sum(x.nbytes for x in jax.tree.leaves(state)) + 2**20
-        with hosts.together("free disk"):
-            free_bytes = shutil.disk_usage(self._manager.directory).free
-            if hosts.is_first() and free_bytes < needed_bytes:
-                raise UserError(
-                    f"{self._manager.directory} has {free_bytes / 2**20:.1f} MiB left, and a checkpoint takes up to "
-                    f"{needed_bytes / 2**20:.1f}: free some. The checkpoints before it are intact; the same command "
-                    "resumes"
-                )
+        free_bytes = shutil.disk_usage(self._manager.directory).free
+        if free_bytes < needed_bytes:
+            raise UserError(
+                f"{self._manager.directory} has {free_bytes / 2**20:.1f} MiB left, and a checkpoint takes up to "
+                f"{needed_bytes / 2**20:.1f}: free some. The checkpoints before it are intact; the same command resumes"
+            )
         # A copy: orbax writes it later, when the loop has gone on.
         progress = json.loads(json.dumps(progress))
         if epochs := progress["epochs"]:
             best = [by_preference(epochs)[0]["step"]] if epochs[-1].get("validation") else []
             self._kept.steps = frozenset([epochs[-1]["step"], *best])
+        state = jax.device_get(state)
         with self._reporting():
-            # Of numpy's arrays the first process writes all; of jax's, each would write a share.
-            state = jax.device_get(state)
             self._manager.save(
                 int(state.step),
                 args=ocp.args.Composite(
@@ -92,8 +91,6 @@ class Checkpoints:
     def _reporting(self):
         try:
             yield
-        except jax.errors.JaxRuntimeError:  # of another process
-            raise
         # A full disk shows as many kinds of exception, from OSError to tensorstore's ValueError.
         except Exception as error:
             raise UserError(
@@ -101,80 +98,102 @@ class Checkpoints:
                 "intact; the same command resumes"
             ) from error
 
-    def restore(self, step: int, abstract_state) -> tuple[Any, dict] | None:
-        """Restores the state and the progress of a step, or says in the log why not and returns None.
+    def wait(self) -> None:
+        """Waits for the saves under way.
+
+        Raises:
+          UserError: They failed.
+        """
+        if self._manager:
+            with self._reporting():
+                self._manager.wait_until_finished()
+
+    def restore(self, target, steps: list[int]) -> tuple[Any, dict] | None:
+        """Restores the first intact checkpoint of some steps, and says in the log why not those before it.
 
         Args:
-          step: Of the checkpoint.
-          abstract_state: The state's shapes, dtypes and shardings.
+          target: A state of the same structure, shapes and dtypes.
+          steps: Of which there may be checkpoints, in order of preference.
+
+        Returns:
+          The state, of numpy arrays, and the progress; None where there is no such checkpoint.
         """
+        restored = None
+        with hosts.together("restored"):
+            self.wait()
+            if self._manager:
+                there = set(self._manager.all_steps())
+                attempts = (self._read(step, target) for step in steps if step in there)
+                restored = next(filter(None, attempts), None)
+        return _told(restored, target)
+
+    def restore_latest(self, target) -> tuple[Any, dict] | None:
+        """Restores the newest intact checkpoint, or returns None where there is none yet; `target` as in `restore`.
+
+        Raises:
+          UserError: There are checkpoints, but none can be read.
+        """
+        restored = None
+        with hosts.together("restored"):
+            steps = sorted(self._manager.all_steps(), reverse=True) if self._manager else []
+            restored = next(filter(None, (self._read(step, target) for step in steps)), None)
+            if restored:
+                self.set_aside_after(int(restored[0].step))
+            elif steps:
+                raise UserError(
+                    f"no checkpoint in {self._manager.directory} can be read; delete the workdir to start over"
+                )
+        return _told(restored, target)
+
+    def _read(self, step: int, target) -> tuple[Any, dict] | None:
         try:
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract_state), progress=ocp.args.JsonRestore()
+                    state=ocp.args.StandardRestore(jax.tree.map(lambda x: np.empty(x.shape, x.dtype), target)),
+                    progress=ocp.args.JsonRestore(),
                 ),
             )
+            if jax.tree.map(jnp.shape, restored.state) != jax.tree.map(jnp.shape, target):
+                raise ValueError("its arrays have other shapes")
             progress = restored.progress["progress"]
             if restored.progress["sha256"] != _sha256(progress):
                 raise ValueError("its progress has changed")
-        except jax.errors.JaxRuntimeError:  # as in `_reporting`
-            raise
         # Damage shows as many kinds of exception, from tensorstore's to json's.
         except Exception as error:
             log.warning("checkpoint %d in %s cannot be read: %s", step, self._manager.directory, _first_line(error))
             return None
         return restored.state, progress
 
-    def restore_latest(self, abstract_state) -> tuple[Any, dict] | None:
-        """Restores the newest checkpoint that is intact, or returns None where there is none yet.
-
-        Raises:
-          UserError: There are checkpoints, but none can be read.
-          Stopped: Another process has restored another one.
-        """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        attempts = ((step, self.restore(step, abstract_state)) for step in steps)
-        step, restored = next((attempt for attempt in attempts if attempt[1]), (-1, None))
-        if not hosts.agree(np.int32(step)):
-            raise Stopped("the processes have read different checkpoints")
-        if restored:
-            self.set_aside_after(step)
-        elif steps:
-            raise UserError(f"no checkpoint in {self._manager.directory} can be read; delete the workdir to start over")
-        return restored
-
     def set_aside_after(self, step: int) -> None:
         """Moves the checkpoints after a step to `set_aside/`, for orbax saves none before its newest."""
-        for newer in self.steps():
-            if newer > step:
-                if hosts.is_first():
-                    path = self._manager.directory / str(newer)
-                    aside = self._manager.directory.parent / "set_aside" / f"{newer}_{time.time():.0f}"
-                    aside.parent.mkdir(exist_ok=True)
-                    path.rename(aside)
-                    path.mkdir()  # what orbax forgets, it also deletes
-                    log.warning("moved checkpoint %d to %s", newer, aside)
-                self._manager.delete(newer)
-
-    def wait(self) -> None:
-        """Waits for the saves under way."""
-        with self._reporting():
-            self._manager.wait_until_finished()
-
-    def steps(self) -> list[int]:
-        """Returns the steps that there are checkpoints of, once the saves under way are done."""
         self.wait()
-        return self._manager.all_steps()
+        for newer in self._manager.all_steps() if self._manager else []:
+            if newer > step:
+                aside = self._manager.directory.parent / "set_aside" / f"{newer}_{time.time():.0f}"
+                aside.parent.mkdir(exist_ok=True)
+                (self._manager.directory / str(newer)).rename(aside)
+                log.warning("moved checkpoint %d to %s", newer, aside)
+                self._manager.reload()
 
-    def __enter__(self) -> "Checkpoints":
-        return self
-
-    def __exit__(self, kind, *exception) -> None:
-        """Waits for the saves under way, unless another process is lost, which they would wait for in vain."""
-        if kind is None or not issubclass(kind, jax.errors.JaxRuntimeError) or jax.process_count() == 1:
+    def close(self) -> None:
+        """Waits for the saves under way, and ends orbax' threads."""
+        if self._manager:
             with self._reporting():
                 self._manager.close()
+
+
+def _manager(folder: Path, item_handlers=None, **options) -> ocp.CheckpointManager:
+    """Returns orbax' manager of a run's checkpoints, for the first process alone."""
+    alone = ocp.options.MultiprocessingOptions(active_processes={0})
+    options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=alone, **options)
+    return ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=item_handlers)
+
+
+def _told(restored: tuple[Any, dict] | None, target) -> tuple[Any, dict] | None:
+    """Returns what the first process has restored."""
+    told = hosts.from_first(restored and {"state": to_state_dict(restored[0]), "progress": restored[1]})
+    return told and (from_state_dict(target, told["state"]), told["progress"])
 
 
 def _sha256(progress: dict) -> str:
@@ -194,13 +213,18 @@ def transfer(source: str, params, batch_stats) -> tuple[Any, Any]:
       batch_stats: Ours.
 
     Returns:
-      Parameters and batch_stats, numpy arrays where they were loaded.
+      Parameters and batch_stats, of numpy arrays.
 
     Raises:
       UserError: They cannot be read, or their network differs from ours in more than the classes.
     """
-    loaded = weights.load(source) if source.startswith(("keras:", "pytorch:")) else _load_run(Path(source))
-    return _merge(source, loaded[0], params), _merge(source, loaded[1], batch_stats)
+    merged = None
+    with hosts.together("transferred"):
+        if hosts.is_first():
+            loaded = weights.load(source) if source.startswith(("keras:", "pytorch:")) else _load_run(Path(source))
+            merged = [_merge(source, *pair) for pair in zip(loaded, jax.device_get((params, batch_stats)), strict=True)]
+    params, batch_stats = hosts.from_first(merged)
+    return params, batch_stats
 
 
 def _load_run(workdir: Path) -> tuple[Any, Any]:
@@ -211,7 +235,7 @@ def _load_run(workdir: Path) -> tuple[Any, Any]:
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
     try:
         step = json.loads(result_path.read_text())["step"]
-        with ocp.CheckpointManager((workdir / "checkpoints").absolute(), item_handlers=handlers) as manager:
+        with _manager(workdir / "checkpoints", handlers, read_only=True) as manager:
             saved = manager.item_metadata(step)["state"].tree
             # The averaged parameters are the ones that were tested.
             params_name = "params" if saved["ema_params"] is None else "ema_params"
@@ -226,7 +250,7 @@ def _load_run(workdir: Path) -> tuple[Any, Any]:
                     )
                 ),
             ).state
-    except Exception as error:  # as in `restore`
+    except Exception as error:  # as in `_read`
         raise UserError(f"config.init_from={workdir} cannot be read: {_first_line(error)}") from error
     return restored[params_name], restored["batch_stats"]
 

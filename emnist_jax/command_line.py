@@ -150,6 +150,8 @@ def _end_at_once(number: int, frame) -> None:
 
 
 def _end(message: str, code: int, together: bool = False) -> NoReturn:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     print(message, file=sys.stderr)
     # A normal end would wait for the other processes, which may wait for this one, and after a failed save for
     # orbax' threads, which wait for each other for minutes.
@@ -157,7 +159,9 @@ def _end(message: str, code: int, together: bool = False) -> NoReturn:
         sys.stdout.flush()
     sys.stderr.flush()
     if together:
-        # Where all end, as most often, none should take another for lost.
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            jax.distributed.shutdown()
+        # Where all end, as most often, none should take another for lost. Where the others do not, JAX would abort this
+        # process after its own, longer, time.
+        shutdown = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        shutdown.start()
+        shutdown.join(10)
     os._exit(code)

@@ -1,11 +1,13 @@
-"""Several processes (`jax.distributed`) as one: they wait for each other, err together and agree on what they read.
+"""Several processes (`jax.distributed`) as one: the first reads and writes the workdir, and they end together.
 
 With one process, none of this does anything.
 """
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import flax
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -15,22 +17,24 @@ from emnist_jax.errors import UserError
 
 
 def is_first() -> bool:
-    """Tells whether this is the process that writes."""
     return jax.process_index() == 0
 
 
 def wait_for_all(point: str) -> None:
     """Lets no process go on before all are at this point: on CPUs, a first collective waits but half a minute."""
-    ocp.multihost.get_barrier_sync_fn()(key=point, timeout_ms=3_600_000)
+    if jax.process_count() > 1:
+        # In a thread: this one hears signals meanwhile.
+        with ThreadPoolExecutor(1) as executor:
+            executor.submit(ocp.multihost.get_barrier_sync_fn(), key=point, timeout_ms=3_600_000).result()
 
 
 @contextlib.contextmanager
 def together(point: str) -> Iterator[None]:
-    """Lets a UserError of one process be one of all, instead of a loss after which to start again."""
+    """Lets an error of one process, in what it does alone, be one of all: a lost process would be started again."""
     error = None
     try:
         yield
-    except UserError as own:
+    except (UserError, OSError) as own:
         error = own
     wait_for_all(point)
     if jax.process_count() > 1:
@@ -39,6 +43,16 @@ def together(point: str) -> Iterator[None]:
             error = error or UserError(f"process {failed.argmax()} cannot go on, and says why")
     if error:
         raise error
+
+
+def from_first(tree):
+    """Returns what the first process passes: dicts, lists, arrays and what JSON knows. Of the others it is ignored."""
+    if jax.process_count() == 1:
+        return tree
+    content = np.frombuffer(flax.serialization.msgpack_serialize(tree) if is_first() else b"", np.uint8)
+    size = multihost_utils.broadcast_one_to_all(np.uint32(content.size))
+    content = multihost_utils.broadcast_one_to_all(content if is_first() else np.zeros(size, np.uint8))
+    return flax.serialization.msgpack_restore(content.tobytes())
 
 
 def agree(value: np.ndarray) -> bool:

@@ -35,7 +35,7 @@ MAX_STEPS = 2**31 - 1
 def train_and_evaluate(config, workdir: Path) -> dict:
     """Trains as `config` says, or goes on where an earlier process stopped, and tests once.
 
-    Of several processes (`jax.distributed`) each calls this, with a workdir that all of them see.
+    Of several processes (`jax.distributed`) each calls this; the first alone uses the workdir.
 
     Args:
       config: The whole config.
@@ -50,19 +50,24 @@ def train_and_evaluate(config, workdir: Path) -> dict:
     """
     validate(config)
     with contextlib.ExitStack() as stack:
-        with hosts.together("prepared"):
-            stack.enter_context(open_workdir(workdir, config))
-            result = read_result(workdir)
-            run = None if result else _prepare(config)
-        if run:
+        result = None
+        with hosts.together("opened"):
+            if hosts.is_first():
+                stack.enter_context(open_workdir(workdir, config))
+                result = read_result(workdir)
+            else:
+                report.start_log(None)
+        result = hosts.from_first(result)
+        if not result:
+            with hosts.together("prepared"):
+                run = _prepare(config)
+                saved = stack.enter_context(contextlib.closing(checkpoints.Checkpoints(workdir)))
             if not hosts.agree(np.frombuffer(bytes.fromhex(run.dataset_sha256), np.uint8)):
                 raise UserError(f"the processes have read different images of {run.dataset.name}")
-            with checkpoints.Checkpoints(workdir) as saved:
-                under_way = _Training(run, workdir, saved)
-                with contextlib.closing(under_way.tensorboard):
-                    under_way.train()
-                    result = under_way.test()
-            report.write_json(workdir / "result.json", result)
+            under_way = _Training(run, workdir, saved)
+            stack.callback(under_way.tensorboard.close)
+            under_way.train()
+            result = under_way.test()
         report.print_result(result, workdir)
         return result
 
@@ -196,7 +201,8 @@ class _Training:
             "compile_seconds": 0.0,
         }
         if restored := saved.restore_latest(self.abstract_state):
-            self.state, self.progress = restored
+            state, self.progress = restored
+            self.state = run.put(state)
             if self.progress["dataset_sha256"] != run.dataset_sha256:
                 raise UserError(
                     f"{workdir} was trained on other images than those that {dataset.name} holds now; restore them, "
@@ -235,10 +241,11 @@ class _Training:
         hosts.wait_for_all("compiled")
         self.validation_batches = self.evaluator.put(dataset.validation.images)
 
-        # From here on the workdir is this config's: what could be wrong with it has been found.
-        report.write_json(workdir / "config.json", as_json(config))
-        self.tensorboard = report.TensorBoard(workdir, self.progress["epochs"])
-        self.tensorboard.figure("augmented_inputs", self._augmented_inputs(), 0)
+        with hosts.together("begun"):
+            # From here on the workdir is this config's: what could be wrong with it has been found.
+            report.write_json(workdir / "config.json", as_json(config))
+            self.tensorboard = report.TensorBoard(workdir, self.progress["epochs"])
+            self.tensorboard.figure("augmented_inputs", self._augmented_inputs(), 0)
 
     @property
     def last_epoch_end(self) -> int:
@@ -274,11 +281,13 @@ class _Training:
                 elif step == epoch_end and not self._end_epoch():
                     self._roll_back("the validation loss")
                 else:
-                    self.saved.save(self.state, progress)
+                    with hosts.together("saved"):
+                        self.saved.save(self.state, progress)
                 step = int(self.state.step)
                 if stopped_by:
                     break
-            self.saved.wait()
+            with hosts.together("saved"):
+                self.saved.wait()
             # Asked for again: a signal may have come since, and no longer ends the process.
             if stopped_by := stop_request.received():
                 raise Stopped(f"stopped by {stopped_by} at step {step:,} of {run.total_steps:,}")
@@ -322,8 +331,9 @@ class _Training:
                 self.state = self.state.replace(plateau=plateau)
         self.state = self.state.replace(metrics=run.put(training.Metrics.empty()))
         progress["epochs"].append(record)
-        self.tensorboard.epoch(record)
-        _tell(record, run.dataset_label)
+        with hosts.together("told"):
+            self.tensorboard.epoch(record)
+            _tell(record, run.dataset_label)
         return True
 
     def _roll_back(self, not_finite: str, order: jax.Array | None = None) -> None:
@@ -351,27 +361,29 @@ class _Training:
         else:
             advice = None
         if advice:
-            if step not in self.saved.steps():
-                self.saved.save(self.state, progress)
-                self.saved.wait()
+            log.error("%s", what)
             kept = f"checkpoint {step} holds the state"
             if order is not None:
                 path = self.workdir / f"not_finite_step_{step}.npz"
                 rows = jax.jit(lambda order, row: order[row], out_shardings=run.replicated)
                 rows = np.asarray(rows(order, step % run.steps_per_epoch))
-                if hosts.is_first():
+                kept += f" before it, {path} its images"
+            with hosts.together("saved"):
+                self.saved.save(self.state, progress)
+                self.saved.wait()
+                if order is not None and hosts.is_first():
                     train = run.dataset.train
                     np.savez_compressed(path, rows=rows, images=train.images[rows], labels=train.labels[rows])
-                kept += f" before it, {path} its images"
             raise UserError(f"{what}; {kept}; {advice}")
 
         if not epoch_end:
             state = run.initial_state()
-        elif restored := self.saved.restore(epoch_end, self.abstract_state):
-            state = restored[0]
+        elif restored := self.saved.restore(self.abstract_state, [epoch_end]):
+            state = run.put(restored[0])
         else:
             raise UserError(f"{what}, and checkpoint {epoch_end} is damaged; the same command goes further back")
-        self.saved.set_aside_after(epoch_end)
+        with hosts.together("set aside"):
+            self.saved.set_aside_after(epoch_end)
         self.state = state.replace(learning_rate_scale=run.put(np.float32(scale / 2)))
         log.warning("%s: back to step %d, with %g times the learning rate", what, epoch_end, scale / 2)
         progress["train_seconds"] += progress["epoch_seconds"]
@@ -401,13 +413,7 @@ class _Training:
             raise UserError(f"the test loss is not finite; checkpoint {chosen['step']} holds the state")
         evaluation_seconds = time.perf_counter() - started
 
-        self.tensorboard.scalars({f"test/{name}": test[name] for name in ("loss", "top1", "top5")}, last["step"])
-        title = f"{config.model.name} on {run.dataset_label}, test"
-        figure = report.confusion_figure(labels, logits.argmax(-1), dataset.class_names, title)
-        self.tensorboard.figure("confusion_matrix", figure, last["step"])
-        accuracies = {f"test/{name}": test[name] for name in ("top1", "top5")}
-        self.tensorboard.hyper_parameters(config.to_dict(), accuracies)
-        return {
+        result = {
             "model": config.model.name,
             "dataset": dataset.name,
             "dataset_sha256": run.dataset_sha256,
@@ -428,16 +434,23 @@ class _Training:
             **self.environment,
             "history": progress["epochs"],
         }
+        with hosts.together("tested"):
+            self.tensorboard.scalars({f"test/{name}": test[name] for name in ("loss", "top1", "top5")}, last["step"])
+            title = f"{config.model.name} on {run.dataset_label}, test"
+            figure = report.confusion_figure(labels, logits.argmax(-1), dataset.class_names, title)
+            self.tensorboard.figure("confusion_matrix", figure, last["step"])
+            accuracies = {f"test/{name}": test[name] for name in ("top1", "top5")}
+            self.tensorboard.hyper_parameters(config.to_dict(), accuracies)
+            report.write_json(self.workdir / "result.json", result)
+        return result
 
     def _restore_best(self) -> dict:
         """Restores the best epoch whose checkpoint is intact, and returns its record."""
-        epochs, steps = self.progress["epochs"], self.saved.steps()
-        for record in checkpoints.by_preference(epochs):
-            if record is epochs[-1]:
-                break
-            if record["step"] in steps and (restored := self.saved.restore(record["step"], self.abstract_state)):
-                self.state = restored[0]
-                return record
+        epochs = self.progress["epochs"]
+        steps = [record["step"] for record in checkpoints.by_preference(epochs)]
+        if restored := self.saved.restore(self.abstract_state, steps[: steps.index(epochs[-1]["step"])]):
+            self.state = self.run.put(restored[0])
+            return next(record for record in epochs if record["step"] == self.state.step)
         return epochs[-1]
 
     def _augmented_inputs(self):

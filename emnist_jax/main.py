@@ -3,6 +3,7 @@
 import faulthandler
 import re
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import jax
 from absl import flags
 
 from emnist_jax import command_line
-from emnist_jax.errors import Stopped, UserError
+from emnist_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Default: runs/NAME_OF_THE_CONFIG; seen by all processes")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Train together with other processes; SLURM and MPI name them")
@@ -34,6 +35,8 @@ def main(config) -> None:
         jax.config.update("jax_enable_preemption_service", False)
         if _COORDINATOR.value and _PROCESS_ID.value == 0:
             _check_port(int(_COORDINATOR.value.rpartition(":")[2]))
+        elif _COORDINATOR.value:
+            _wait_for_port(_COORDINATOR.value)
         named = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         try:
             # In a thread: this one hears signals while it waits for the others.
@@ -46,8 +49,6 @@ def main(config) -> None:
                     heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
                     shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
                 ).result()
-        except jax.errors.JaxRuntimeError as error:
-            raise Stopped(f"cannot reach the other processes ({command_line.first_line(error)})") from error
         except ValueError as error:
             raise UserError(
                 f"--distributed: {error} Pass --coordinator_address, --num_processes and --process_id"
@@ -67,6 +68,19 @@ def _check_port(port: int) -> None:
         socket.create_server(("", port)).close()
     except (OSError, OverflowError) as error:
         raise UserError(f"cannot listen at port {port} of --coordinator_address ({error}); pass another") from error
+
+
+def _wait_for_port(address: str) -> None:
+    """Raises UserError where nobody listens for ten minutes: JAX would abort with a C++ stack."""
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + 600
+    while True:
+        try:
+            return socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > deadline:
+                raise UserError(f"process 0 does not listen at --coordinator_address={address} ({error})") from error
+            time.sleep(1)
 
 
 if __name__ == "__main__":

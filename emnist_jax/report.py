@@ -44,14 +44,15 @@ class _FileHandler(logging.FileHandler):
         raise  # a full disk ends the run; logging would print a traceback for every line
 
 
-def start_log(path: Path) -> None:
-    """Sends the project's log lines to the terminal and to a file."""
+def start_log(path: Path | None) -> None:
+    """Sends the project's log lines to the terminal and to a file; or, without one, nowhere."""
     logger = logging.getLogger("emnist_jax")
     logger.setLevel(logging.INFO)
     logger.propagate = False
     stop_log()
-    CONSOLE.quiet = not hosts.is_first()
+    CONSOLE.quiet = path is None
     if CONSOLE.quiet:
+        logger.addHandler(logging.NullHandler())
         return
     to_file = _FileHandler(path)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -82,6 +83,10 @@ def progress_bar(step: int, total_steps: int) -> Progress:
     return bar
 
 
+# Tells our event files from those of others.
+_SUFFIX = ".emnist_jax"
+
+
 class TensorBoard:
     """The event file of one process, which replaces those of earlier ones.
 
@@ -97,9 +102,9 @@ class TensorBoard:
         self._writer = None
         if hosts.is_first():
             # Of several files, TensorBoard would go by the clocks and names of the hosts that wrote them.
-            for path in workdir.glob("events.out.tfevents.*"):
+            for path in workdir.glob(f"events.out.tfevents.*{_SUFFIX}"):
                 path.unlink()
-            self._writer = EventsWriter(str(workdir / "events"))
+            self._writer = EventsWriter(str(workdir / "events"), _SUFFIX)
         # What a TensorBoard that is running has read of them goes too.
         self._write(0, session_log=SessionLog(status=SessionLog.START))
         for record in epochs:

@@ -5,13 +5,14 @@ import errno
 import fcntl
 import json
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
-from emnist_jax import hosts, report
+from emnist_jax import report
 from emnist_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -32,20 +33,18 @@ def open_workdir(workdir: Path, config) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.callback(report.stop_log)
         try:
-            if hosts.is_first():
-                workdir.mkdir(parents=True, exist_ok=True)
-                for name in ("lock", "log.txt"):
-                    if (workdir / name).is_fifo():
-                        raise OSError(errno.ESPIPE, f"{name} is a pipe")
-                lock = stack.enter_context(open(workdir / "lock", "w"))
-                # The system releases it when the process ends, however it ends.
-                locked = _lock(lock)
+            workdir.mkdir(parents=True, exist_ok=True)
+            for name in ("lock", "log.txt"):
+                if (workdir / name).is_fifo():
+                    raise OSError(errno.ESPIPE, f"{name} is a pipe")
+            # The system releases it when the process ends, however it ends.
+            locked = _lock(stack.enter_context(open(workdir / "lock", "w")))
             report.start_log(workdir / "log.txt")
         except BlockingIOError as error:
             raise UserError(f"another process trains in {workdir}; wait for it, or pass another --workdir") from error
         except OSError as error:
             raise UserError(f"cannot write the workdir {workdir}: {error.strerror}") from error
-        if hosts.is_first() and not locked:
+        if not locked:
             log.warning("%s is on a file system without locks: nothing keeps a second process from it", workdir)
         path = workdir / "config.json"
         if path.exists():
@@ -58,6 +57,7 @@ def _lock(file) -> bool:
     """Locks a file; returns False where the file system, as some network ones, has no locks."""
     # A process that runs by itself stands at a terminal, where waiting would only puzzle.
     deadline = time.monotonic() + (LOCK_PATIENCE_SECONDS if jax.distributed.is_initialized() else 0)
+    waiting = False
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,6 +65,9 @@ def _lock(file) -> bool:
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 raise
+            if not waiting:
+                print(f"waiting for the lock of another process: {file.name}", file=sys.stderr)
+            waiting = True
             time.sleep(1)
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):

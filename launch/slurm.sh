@@ -21,6 +21,8 @@ case $code in
   75 | 134 | 137)
     if ((${SLURM_RESTART_COUNT:-0} < ${MAX_RESTARTS:-20})); then
       scontrol requeue "$SLURM_JOB_ID"
+    else
+      echo "started again $SLURM_RESTART_COUNT times: the same command resumes" >&2
     fi
     ;;
 esac

@@ -1,5 +1,6 @@
 """Stops and faults: nothing is lost, nothing doubled, and what went wrong is said in one line."""
 
+import contextlib
 import errno
 import fcntl
 import gc
@@ -108,15 +109,14 @@ def progress_of(step: int) -> dict:
 
 
 def restore_latest(workdir: Path):
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), small_state(0))
-    with checkpoints.Checkpoints(workdir) as saved:
-        return saved.restore_latest(abstract)
+    with contextlib.closing(checkpoints.Checkpoints(workdir)) as saved:
+        return saved.restore_latest(small_state(0))
 
 
 @pytest.fixture(scope="module")
 def two_checkpoints(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("two")
-    with checkpoints.Checkpoints(workdir) as saved:
+    with contextlib.closing(checkpoints.Checkpoints(workdir)) as saved:
         for step in (10, 20):
             saved.save(small_state(step), progress_of(step))
     return workdir
@@ -189,7 +189,7 @@ def test_where_no_checkpoint_is_intact_nothing_starts_over(two_checkpoints, tmp_
 
 
 def test_the_last_epoch_and_the_best_outlive_stops_within_an_epoch(tmp_path):
-    with checkpoints.Checkpoints(tmp_path) as saved:
+    with contextlib.closing(checkpoints.Checkpoints(tmp_path)) as saved:
         for step in (10, 20, 30, 33, 36, 39):
             progress = progress_of(step)
             progress["epochs"][0]["validation"]["top1"] = 0.9
@@ -203,7 +203,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_intact(two_checkpoints, tmp_path
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**19))
     with (
         pytest.raises(UserError, match="0.5 MiB left.* checkpoint takes up to"),
-        checkpoints.Checkpoints(workdir) as saved,
+        contextlib.closing(checkpoints.Checkpoints(workdir)) as saved,
     ):
         saved.save(small_state(30), progress_of(30))
     assert restore_latest(workdir)[0].step == 20

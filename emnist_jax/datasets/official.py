@@ -265,6 +265,7 @@ def _fetch(builder, downloads: pathlib.Path) -> dict[str, pathlib.Path]:
         try:
             # TFDS goes on trying for minutes where there is no network, so ask first.
             _probe(missing[0])
+            log.info("downloading %s to %s", ", ".join(missing), downloads)
             downloads.mkdir(parents=True, exist_ok=True)
             with open(downloads / "lock", "w") as lock:
                 with contextlib.suppress(OSError):  # a file system without locks
