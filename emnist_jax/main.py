@@ -22,6 +22,8 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one i
 
 # Seconds: how long a process may be silent, or may still run after the others, before they take it for lost.
 HEARTBEAT_TIMEOUT = 30
+# Seconds that the others wait for process 0 to start.
+COORDINATOR_PATIENCE = 600
 
 
 def main(config) -> None:
@@ -71,9 +73,9 @@ def _check_port(port: int) -> None:
 
 
 def _wait_for_port(address: str) -> None:
-    """Raises UserError where nobody listens for ten minutes: JAX would abort with a C++ stack."""
+    """Raises UserError where nobody listens in the end: JAX would abort with a C++ stack."""
     host, _, port = address.rpartition(":")
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + COORDINATOR_PATIENCE
     while True:
         try:
             return socket.create_connection((host, int(port)), timeout=10).close()

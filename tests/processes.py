@@ -32,7 +32,7 @@ PATIENCE = 240
 class Process:
     """A command in its own process group, with all of its output in one file."""
 
-    def __init__(self, command, output: Path, devices: int, umask: int, environment: dict):
+    def __init__(self, command, output: Path, devices: int, environment: dict):
         self._output = output
         with open(output, "w") as file:
             self._popen = subprocess.Popen(
@@ -48,7 +48,6 @@ class Process:
                 },
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                umask=umask,
                 start_new_session=True,
             )
 
@@ -88,20 +87,18 @@ class Processes:
         self._folder = folder
         self._started = []
 
-    def start(self, *command, devices: int = 2, umask: int = -1, **environment) -> Process:
+    def start(self, *command, devices: int = 2, **environment) -> Process:
         output = self._folder / f"output_{len(self._started)}"
-        self._started.append(Process(command, output, devices, umask, environment))
+        self._started.append(Process(command, output, devices, environment))
         return self._started[-1]
 
-    def start_two(
-        self, *arguments, main_of_1=MAIN, flags_of_1=(), umask_of_1: int = -1, **environment
-    ) -> tuple[Process, Process]:
+    def start_two(self, *arguments, mains=(MAIN, MAIN), flags_of_1=(), **environment) -> tuple[Process, Process]:
         """Starts main as two processes of two devices each."""
         address = f"--coordinator_address=127.0.0.1:{free_port()}"
         common = (*arguments, "--distributed", address, "--num_processes=2")
         return (
-            self.start(*MAIN, *common, "--process_id=0", **environment),
-            self.start(*main_of_1, *common, "--process_id=1", *flags_of_1, umask=umask_of_1, **environment),
+            self.start(*mains[0], *common, "--process_id=0", **environment),
+            self.start(*mains[1], *common, "--process_id=1", *flags_of_1, **environment),
         )
 
     def __enter__(self) -> "Processes":

@@ -14,13 +14,16 @@ import pytest
 import yaml
 from absl import flags
 
-import emnist_jax.main  # noqa: F401 defines its flags
+from emnist_jax import main
+from emnist_jax.errors import UserError
 from processes import MAIN, ROOT, TINY, Process, Processes, free_port, result_of, wait_for
-from test_loop import numbers_of, parameters_of
+from test_loop import damage, numbers_of, parameters_of
 
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
 STEPS = 30
+# A workdir that cannot be.
+UNSEEN = "--workdir=/dev/null/run"
 # Stopped, or JAX' own abort: whichever notices first that another process is lost.
 LOST = (75, 134)
 LOST_LINE = re.compile(
@@ -120,6 +123,15 @@ def test_a_taken_port_ends_with_code_2(processes):
     assert re.fullmatch(r"error: cannot listen at port \d+ .*Address already in use.*\n", process.output)
 
 
+def test_a_coordinator_that_does_not_start_is_named(monkeypatch):
+    monkeypatch.setattr(main, "COORDINATOR_PATIENCE", 0)
+    with socket.create_server(("127.0.0.1", 0)) as coordinator:
+        address = f"127.0.0.1:{coordinator.getsockname()[1]}"
+        main._wait_for_port(address)
+    with pytest.raises(UserError, match=f"does not listen at --coordinator_address={address} .*refused"):
+        main._wait_for_port(address)
+
+
 def finished(path: Path, start) -> Path:
     """Runs what `start(processes, flags)` starts to its end; returns the workdir."""
     with Processes(path) as processes:
@@ -137,9 +149,9 @@ def alone(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory) -> Path:
-    """The workdir of an uninterrupted run of two processes with two devices each, of which 1 makes private files."""
+    """The workdir of an uninterrupted run of two processes with two devices each, of which the first alone sees it."""
     path = tmp_path_factory.mktemp("together")
-    return finished(path, lambda processes, arguments: processes.start_two(*arguments, umask_of_1=0o077))
+    return finished(path, lambda processes, arguments: processes.start_two(*arguments, flags_of_1=[UNSEEN]))
 
 
 def assert_same(workdir: Path, expected: Path):
@@ -163,12 +175,10 @@ def test_two_processes_train_as_one(alone, together):
 
 
 @pytest.mark.slow
-def test_only_the_first_process_writes(together):
+def test_only_the_first_process_writes_and_tells(together):
     assert len(list(together.glob("events*"))) == 1
     log = (together / "log.txt").read_text()
     assert [log.count(f"epoch {epoch} ") for epoch in range(1, 7)] == [1] * 6
-    private = [path for path in together.rglob("*") if not path.stat().st_mode & 0o044]
-    assert private == []
     first, second = (together.with_name(f"output_{i}").read_text() for i in (0, 1))
     assert "test top-1" in first and "epoch 1" in first
     assert [line for line in second.splitlines() if line and not line.startswith("[Gloo]")] == []
@@ -200,8 +210,24 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes(processes, together
     assert_close(workdir, alone)
 
 
-SLOW_MAIN = """
-import runpy, time
+@pytest.mark.slow
+def test_two_processes_go_on_from_the_checkpoint_before_a_damaged_one(processes, together, tmp_path):
+    workdir = shutil.copytree(together, tmp_path / "run")
+    (workdir / "result.json").unlink()
+    damage(workdir / f"checkpoints/{STEPS}")
+    for process in processes.start_two(*TINY, f"--workdir={workdir}", flags_of_1=[UNSEEN]):
+        assert process.code() == 0, process.output
+    assert f"resumed at step {STEPS - 5} " in (workdir / "log.txt").read_text()
+    assert_same(workdir, together)
+
+
+def main_after(statements: str) -> tuple[str, str, str]:
+    """Returns the command that runs these statements, and then main."""
+    return (MAIN[0], "-c", f'{statements}\nimport runpy\nrunpy.run_module("emnist_jax.main", run_name="__main__")')
+
+
+SLOW_MAIN = main_after("""
+import time
 from emnist_jax import datasets, evaluation
 
 def slow(function):
@@ -209,14 +235,54 @@ def slow(function):
 
 datasets.load = slow(datasets.load)
 evaluation.Evaluator = slow(evaluation.Evaluator)
-runpy.run_module("emnist_jax.main", run_name="__main__", alter_sys=True)
-"""
+""")
+OTHER_IMAGES = main_after("""
+from emnist_jax import datasets
+load = datasets.load
+
+def load_others(config):
+    dataset = load(config)
+    dataset.train.images[0, 0, 0] ^= 1
+    return dataset
+
+datasets.load = load_others
+""")
+FULL_DISK = main_after("""
+import shutil
+shutil.disk_usage = lambda path: shutil._ntuple_diskusage(1, 1, 0)
+""")
+FAILING = main_after("""
+from emnist_jax import evaluation
+
+def measure(logits, labels):
+    raise OSError(5, "Input/output error")
+
+evaluation.measure = measure
+""")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mains", "codes", "line"),
+    [
+        ((MAIN, OTHER_IMAGES), ([2], [2]), "the processes have read different images of synthetic/digits"),
+        ((FULL_DISK, MAIN), ([2], [2]), "process 0 cannot go on, and says why"),
+        ((FAILING, MAIN), ([2], LOST), LOST_LINE),
+        ((MAIN, FAILING), (LOST, [2]), r"\[Errno 5\] Input/output error; the same command resumes"),
+    ],
+    ids=["other images", "full disk", "first alone", "second alone"],
+)
+def test_an_error_of_one_process_keeps_its_code_and_ends_both(processes, tmp_path, mains, codes, line):
+    pair = processes.start_two(*TINY, f"--workdir={tmp_path / 'run'}", mains=mains)
+    for process, expected in zip(pair, codes, strict=True):
+        assert process.code() in expected, process.output
+    assert re.search(line, pair[1].output)
 
 
 @pytest.mark.slow
 def test_a_process_that_loads_and_compiles_slowly_is_waited_for(processes, tmp_path):
     arguments = (*TINY, f"--workdir={tmp_path / 'run'}", "--config.training.steps=2")
-    for process in processes.start_two(*arguments, main_of_1=(MAIN[0], "-c", SLOW_MAIN)):
+    for process in processes.start_two(*arguments, mains=(MAIN, SLOW_MAIN)):
         assert process.code() == 0, process.output
 
 
