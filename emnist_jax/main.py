@@ -11,7 +11,7 @@ import jax
 from absl import flags
 
 from emnist_jax import command_line
-from emnist_jax.errors import UserError
+from emnist_jax.errors import Stopped, UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Default: runs/NAME_OF_THE_CONFIG; seen by all processes")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Train together with other processes; SLURM and MPI name them")
@@ -22,7 +22,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one i
 
 # Seconds: how long a process may be silent, or may still run after the others, before they take it for lost.
 HEARTBEAT_TIMEOUT = 30
-# Seconds that the others wait for process 0 to start.
+# Seconds that the processes wait for each other to start.
 COORDINATOR_PATIENCE = 600
 
 
@@ -48,6 +48,7 @@ def main(config) -> None:
                     *named,
                     # Where all is said, a scheduler could only hide devices.
                     cluster_detection_method="deactivate" if None not in named else None,
+                    initialization_timeout=COORDINATOR_PATIENCE,
                     heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
                     shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
                 ).result()
@@ -73,7 +74,7 @@ def _check_port(port: int) -> None:
 
 
 def _wait_for_port(address: str) -> None:
-    """Raises UserError where nobody listens in the end: JAX would abort with a C++ stack."""
+    """Raises Stopped where nobody listens in the end: JAX would abort with a C++ stack."""
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + COORDINATOR_PATIENCE
     while True:
@@ -81,7 +82,7 @@ def _wait_for_port(address: str) -> None:
             return socket.create_connection((host, int(port)), timeout=10).close()
         except (OSError, OverflowError) as error:
             if time.monotonic() > deadline:
-                raise UserError(f"process 0 does not listen at --coordinator_address={address} ({error})") from error
+                raise Stopped(f"process 0 does not listen at --coordinator_address={address} ({error})") from error
             time.sleep(1)
 
 

@@ -15,7 +15,7 @@ import yaml
 from absl import flags
 
 from emnist_jax import main
-from emnist_jax.errors import UserError
+from emnist_jax.errors import Stopped
 from processes import MAIN, ROOT, TINY, Process, Processes, free_port, result_of, wait_for
 from test_loop import damage, numbers_of, parameters_of
 
@@ -128,7 +128,7 @@ def test_a_coordinator_that_does_not_start_is_named(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as coordinator:
         address = f"127.0.0.1:{coordinator.getsockname()[1]}"
         main._wait_for_port(address)
-    with pytest.raises(UserError, match=f"does not listen at --coordinator_address={address} .*refused"):
+    with pytest.raises(Stopped, match=f"does not listen at --coordinator_address={address} .*refused"):
         main._wait_for_port(address)
 
 
