@@ -48,21 +48,24 @@ def train_and_evaluate(config, workdir: Path) -> dict:
       UserError: Bad config, data or workdir; a full disk; a loss that is not finite.
       Stopped: By a signal, after saving.
     """
-    validate(config)
     with contextlib.ExitStack() as stack:
         result = None
         with hosts.together("opened"):
+            validate(config)
             if hosts.is_first():
                 stack.enter_context(open_workdir(workdir, config))
                 result = read_result(workdir)
             else:
                 report.start_log(None)
+        keys = report.flatten(as_json(config))
+        if not hosts.agree(str([keys[key] for key in sorted(keys) if key != "dataset.data_dir"])):
+            raise UserError("the processes were given different configs")
         result = hosts.from_first(result)
         if not result:
             with hosts.together("prepared"):
                 run = _prepare(config)
                 saved = stack.enter_context(contextlib.closing(checkpoints.Checkpoints(workdir)))
-            if not hosts.agree(np.frombuffer(bytes.fromhex(run.dataset_sha256), np.uint8)):
+            if not hosts.agree(run.dataset_sha256):
                 raise UserError(f"the processes have read different images of {run.dataset.name}")
             under_way = _Training(run, workdir, saved)
             stack.callback(under_way.tensorboard.close)

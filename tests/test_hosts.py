@@ -236,6 +236,7 @@ def slow(function):
 datasets.load = slow(datasets.load)
 evaluation.Evaluator = slow(evaluation.Evaluator)
 """)
+OTHER_CONFIG = main_after("import sys; sys.argv.append('--config.seed=1')")
 OTHER_IMAGES = main_after("""
 from emnist_jax import datasets
 load = datasets.load
@@ -266,11 +267,12 @@ evaluation.measure = measure
     ("mains", "codes", "line"),
     [
         ((MAIN, OTHER_IMAGES), ([2], [2]), "the processes have read different images of synthetic/digits"),
+        ((MAIN, OTHER_CONFIG), ([2], [2]), "the processes were given different configs"),
         ((FULL_DISK, MAIN), ([2], [2]), "process 0 cannot go on, and says why"),
         ((FAILING, MAIN), ([2], LOST), LOST_LINE),
         ((MAIN, FAILING), (LOST, [2]), r"\[Errno 5\] Input/output error; the same command resumes"),
     ],
-    ids=["other images", "full disk", "first alone", "second alone"],
+    ids=["other images", "other config", "full disk", "first alone", "second alone"],
 )
 def test_an_error_of_one_process_keeps_its_code_and_ends_both(processes, tmp_path, mains, codes, line):
     pair = processes.start_two(*TINY, f"--workdir={tmp_path / 'run'}", mains=mains)
