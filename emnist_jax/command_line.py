@@ -143,25 +143,30 @@ def _excepthook(*exception) -> None:
 def _end_at_once(number: int, frame) -> None:
     # An exception instead would be lost where the signal comes during a callback from C++, such as jax's to the
     # garbage collector.
-    with contextlib.suppress(RuntimeError):  # the signal came while it was being flushed
+    with contextlib.suppress(OSError, RuntimeError):  # the signal came while it was being flushed
         sys.stdout.flush()
-    os.write(2, f"stopped by {signal.Signals(number).name}; the same command resumes\n".encode())
+    with contextlib.suppress(OSError):
+        os.write(2, f"stopped by {signal.Signals(number).name}; the same command resumes\n".encode())
     os._exit(os.EX_TEMPFAIL)
 
 
 def _end(message: str, code: int, together: bool = False) -> NoReturn:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    print(message, file=sys.stderr)
-    # A normal end would wait for the other processes, which may wait for this one, and after a failed save for
-    # orbax' threads, which wait for each other for minutes.
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-    sys.stderr.flush()
+    for file, text in ((sys.stdout, ""), (sys.stderr, f"{message}\n")):
+        with contextlib.suppress(OSError):
+            print(text, end="", file=file, flush=True)
     if together:
         # Where all end, as most often, none should take another for lost. Where the others do not, JAX would abort this
         # process after its own, longer, time.
-        shutdown = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        shutdown = threading.Thread(target=_shut_down, daemon=True)
         shutdown.start()
         shutdown.join(10)
+    # A normal end would wait for the other processes, which may wait for this one, and after a failed save for
+    # orbax' threads, which wait for each other for minutes.
     os._exit(code)
+
+
+def _shut_down() -> None:
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        jax.distributed.shutdown()

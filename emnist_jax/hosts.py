@@ -21,24 +21,18 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def wait_for_all(point: str) -> None:
-    """Lets no process go on before all are at this point: on CPUs, a first collective waits but half a minute."""
-    if jax.process_count() > 1:
-        # In a thread: this one hears signals meanwhile.
-        with ThreadPoolExecutor(1) as executor:
-            executor.submit(ocp.multihost.get_barrier_sync_fn(), key=point, timeout_ms=3_600_000).result()
-
-
 @contextlib.contextmanager
 def together(point: str) -> Iterator[None]:
-    """Lets an error of one process, in what it does alone, be one of all: a lost process would be started again."""
+    """Waits for all processes, and lets an error of one be one of all: a lost process would be started again."""
     error = None
     try:
         yield
     except (UserError, OSError) as own:
         error = own
-    wait_for_all(point)
     if jax.process_count() > 1:
+        # A collective waits but half a minute on CPUs. In a thread: this one hears signals meanwhile.
+        with ThreadPoolExecutor(1) as executor:
+            executor.submit(ocp.multihost.get_barrier_sync_fn(), key=point, timeout_ms=3_600_000).result()
         failed = multihost_utils.process_allgather(np.bool_(error is not None))
         if failed.any():
             error = error or UserError(f"process {failed.argmax()} cannot go on, and says why")

@@ -185,15 +185,16 @@ class _Training:
         variables = (self.abstract_state.params, self.abstract_state.batch_stats)
         self.parameters = sum(x.size for x in jax.tree.leaves(variables))
         self.environment = report.environment()
-        log.info(
-            "%s, %s parameters, on %s: %s training, %s validation and %s test images, %d steps on %s",
-            config.model.name,
-            f"{self.parameters:,}",
-            run.dataset_label,
-            *(f"{len(split.labels):,}" for split in (dataset.train, dataset.validation, dataset.test)),
-            run.total_steps,
-            self.environment["device"],
-        )
+        with hosts.together("described"):  # a full disk shows here
+            log.info(
+                "%s, %s parameters, on %s: %s training, %s validation and %s test images, %d steps on %s",
+                config.model.name,
+                f"{self.parameters:,}",
+                run.dataset_label,
+                *(f"{len(split.labels):,}" for split in (dataset.train, dataset.validation, dataset.test)),
+                run.total_steps,
+                self.environment["device"],
+            )
         self.progress = {
             "dataset_sha256": run.dataset_sha256,
             "epochs": [],
@@ -213,7 +214,7 @@ class _Training:
                 )
             log.info("resumed at step %d of %d", self.state.step, run.total_steps)
         else:
-            if (workdir / "config.json").exists():
+            if hosts.is_first() and (workdir / "config.json").exists():
                 log.warning("%s was begun but has no checkpoint: training starts over", workdir)
             self.state = run.initial_state()
         self.early_stopping = EarlyStopping(
@@ -241,7 +242,6 @@ class _Training:
             max(len(dataset.validation.labels), len(dataset.test.labels)),
         )
         self.progress["compile_seconds"] += time.perf_counter() - started
-        hosts.wait_for_all("compiled")
         self.validation_batches = self.evaluator.put(dataset.validation.images)
 
         with hosts.together("begun"):
@@ -303,7 +303,8 @@ class _Training:
         measured = None
         if len(validation.labels):
             logits = self.evaluator.logits(self.state.variables, self.validation_batches, len(validation.labels))
-            measured = evaluation.measure(logits, validation.labels)
+            # What they decide on must not differ by a last digit.
+            measured = hosts.from_first(evaluation.measure(logits, validation.labels))
             if not math.isfinite(measured["loss"]):
                 return False
         step, seconds = int(self.state.step), progress["epoch_seconds"]
@@ -379,14 +380,14 @@ class _Training:
                     np.savez_compressed(path, rows=rows, images=train.images[rows], labels=train.labels[rows])
             raise UserError(f"{what}; {kept}; {advice}")
 
+        with hosts.together("set aside"):
+            self.saved.set_aside_after(epoch_end)
         if not epoch_end:
             state = run.initial_state()
         elif restored := self.saved.restore(self.abstract_state, [epoch_end]):
             state = run.put(restored[0])
         else:
             raise UserError(f"{what}, and checkpoint {epoch_end} is damaged; the same command goes further back")
-        with hosts.together("set aside"):
-            self.saved.set_aside_after(epoch_end)
         self.state = state.replace(learning_rate_scale=run.put(np.float32(scale / 2)))
         log.warning("%s: back to step %d, with %g times the learning rate", what, epoch_end, scale / 2)
         progress["train_seconds"] += progress["epoch_seconds"]

@@ -4,6 +4,7 @@ import faulthandler
 import re
 import socket
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from absl import flags
 from emnist_jax import command_line
 from emnist_jax.errors import Stopped, UserError
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Default: runs/NAME_OF_THE_CONFIG; seen by all processes")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Default: runs/NAME_OF_THE_CONFIG; the first process alone uses it")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Train together with other processes; SLURM and MPI name them")
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, elsewhere than in SLURM")
 flags.register_validator(_COORDINATOR, lambda address: not address or re.fullmatch(r".+:\d+", address), "not HOST:PORT")
@@ -57,11 +58,13 @@ def main(config) -> None:
                 f"--distributed: {error} Pass --coordinator_address, --num_processes and --process_id"
             ) from error
     try:
-        jax.devices()
+        devices = jax.devices()
     # JAX asserts where JAX_PLATFORMS=cuda and there is no GPU.
     except (RuntimeError, AssertionError) as error:
         reason = command_line.first_line(error) or f"none for JAX_PLATFORMS={jax.config.jax_platforms}"
         raise UserError(f"JAX finds no device: {reason}") from error
+    if len(set(Counter(device.process_index for device in devices).values())) > 1:
+        raise UserError("the processes must have equal numbers of devices")
     loop.train_and_evaluate(config, Path(_WORKDIR.value or f"runs/{command_line.config_name()}"))
 
 
@@ -79,7 +82,7 @@ def _wait_for_port(address: str) -> None:
     deadline = time.monotonic() + COORDINATOR_PATIENCE
     while True:
         try:
-            return socket.create_connection((host, int(port)), timeout=10).close()
+            return socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         except (OSError, OverflowError) as error:
             if time.monotonic() > deadline:
                 raise Stopped(f"process 0 does not listen at --coordinator_address={address} ({error})") from error

@@ -23,9 +23,11 @@ class StopRequest:
             self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind, *exception) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._signal and kind is None:
+            signal.raise_signal(self._signal)  # it came after the last look
 
     def _receive(self, number, frame) -> None:
         self._signal = number

@@ -342,6 +342,21 @@ def test_bad_input_of_one_process_ends_both_with_code_2(processes, tmp_path, fai
 
 
 @pytest.mark.slow
+def test_processes_with_other_numbers_of_devices_are_refused(processes, tmp_path):
+    one_device = main_after(
+        "import os; os.environ['XLA_FLAGS'] = os.environ['XLA_FLAGS'].replace('count=2', 'count=1')"
+    )
+    for process in processes.start_two(*TINY, f"--workdir={tmp_path / 'run'}", mains=(MAIN, one_device)):
+        assert process.code() == 2
+        assert "error: the processes must have equal numbers of devices\n" in process.output
+
+
+def test_the_exit_code_does_not_depend_on_where_the_message_goes(processes):
+    command = f"exec {MAIN[0]} -m emnist_jax.main --config=nonesuch.py 2>/dev/full"
+    assert processes.start("bash", "-c", command).code() == 2
+
+
+@pytest.mark.slow
 def test_out_of_memory_is_no_lost_process(processes):
     program = (
         "import jax; from emnist_jax import command_line; command_line.run(lambda _: jax.numpy.zeros(2**46), False)"

@@ -83,11 +83,23 @@ def test_a_signal_stops_after_the_call_and_the_run_goes_on(finished, tmp_path, m
 
 
 def test_a_second_interrupt_ends_at_once_but_a_second_sigterm_does_not():
-    with StopRequest() as request:
+    with pytest.raises(Stopped), StopRequest() as request:
         signal.raise_signal(signal.SIGTERM)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
         signal.raise_signal(signal.SIGTERM)
         assert request.received() == "SIGTERM"
+        raise Stopped
+
+
+def test_a_signal_that_nobody_looked_at_is_not_lost(monkeypatch):
+    heard = []
+    previous = signal.signal(signal.SIGTERM, lambda *arguments: heard.append(arguments))
+    try:
+        with StopRequest():
+            signal.raise_signal(signal.SIGTERM)
+        assert len(heard) == 1
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def small_state(step: int) -> training.TrainState:
