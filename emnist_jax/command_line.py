@@ -14,9 +14,9 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from emnist_jax import stopping
 from emnist_jax.config import base
 from emnist_jax.errors import Stopped, UserError, unknown
-from emnist_jax.stopping import SIGNALS
 
 
 def config_name() -> str:
@@ -56,12 +56,11 @@ def run(main: Callable, config_required: bool = True) -> None:
             _end(f"{stop}; the same command resumes", os.EX_TEMPFAIL, together=True)
 
     # Outside of training, which handles them by itself, there is nothing to save.
-    for number in SIGNALS:
-        signal.signal(number, _end_at_once)
+    stopping.handle(_end_at_once)
     logging.set_verbosity(logging.WARNING)
     # orbax tells of every step of a save and, as tensorstore does in its own threads, on pages of one that fails.
     logging.get_absl_logger().disabled = True
-    sys.excepthook = _excepthook
+    sys.unraisablehook = _unraisablehook
     app.run(guarded, flags_parser=parse_or_end)
 
 
@@ -135,9 +134,9 @@ def _stop(message: str) -> NoReturn:
     _end(f"error: {message}", 2, together=True)
 
 
-def _excepthook(*exception) -> None:
+def _unraisablehook(unraisable) -> None:
     if threading.current_thread() is threading.main_thread():
-        sys.__excepthook__(*exception)
+        sys.__unraisablehook__(unraisable)
 
 
 def _end_at_once(number: int, frame) -> None:
@@ -151,8 +150,7 @@ def _end_at_once(number: int, frame) -> None:
 
 
 def _end(message: str, code: int, together: bool = False) -> NoReturn:
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    stopping.handle(signal.SIG_IGN)
     for file, text in ((sys.stdout, ""), (sys.stderr, f"{message}\n")):
         with contextlib.suppress(OSError):
             print(text, end="", file=file, flush=True)

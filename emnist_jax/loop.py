@@ -52,6 +52,7 @@ def train_and_evaluate(config, workdir: Path) -> dict:
         result = None
         with hosts.together("opened"):
             validate(config)
+            _network(config)  # a misspelt name is not yet another config
             if hosts.is_first():
                 stack.enter_context(open_workdir(workdir, config))
                 result = read_result(workdir)
@@ -115,6 +116,10 @@ class _Run:
         return state
 
 
+def _network(config) -> Network:
+    return models.create(config.model, len(datasets.class_names(config.dataset.name)), training.AXIS)
+
+
 def _prepare(config) -> _Run:
     """Loads the data and builds the network: what is wrong with a config shows here."""
     mesh = training.make_mesh()
@@ -125,7 +130,7 @@ def _prepare(config) -> _Run:
             f"config.training.batch_size={config.training.batch_size} cannot be split over "
             f"{devices} devices; the nearest that can is {nearest}"
         )
-    model = models.create(config.model, len(datasets.class_names(config.dataset.name)), training.AXIS)
+    model = _network(config)
     dataset = datasets.load(config.dataset)
     steps_per_epoch = len(dataset.train.labels) // config.training.batch_size
     if not steps_per_epoch:
@@ -223,6 +228,7 @@ class _Training:
             **(self.progress["early_stopping"] or {}),
         )
 
+        log.info("compiling: a minute or more for a large network")
         started = time.perf_counter()
         self.images, self.labels = run.put((dataset.train.images, dataset.train.labels))
         self.order_key, self.step_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
@@ -361,7 +367,7 @@ class _Training:
                 f"({scale:g} of it was tried)"
             )
         elif len(progress["rollbacks"]) == MAX_ROLLBACKS:
-            advice = f"{MAX_ROLLBACKS} rollbacks did not help"
+            advice = f"{MAX_ROLLBACKS} rollbacks did not help; look for the cause in the images or the network"
         else:
             advice = None
         if advice:

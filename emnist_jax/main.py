@@ -3,6 +3,7 @@
 import faulthandler
 import re
 import socket
+import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,7 @@ def main(config) -> None:
         jax.config.update("jax_enable_preemption_service", False)
         if _COORDINATOR.value and _PROCESS_ID.value == 0:
             _check_port(int(_COORDINATOR.value.rpartition(":")[2]))
+            _say_waiting(f"the others at {_COORDINATOR.value}")
         elif _COORDINATOR.value:
             _wait_for_port(_COORDINATOR.value)
         named = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
@@ -65,7 +67,7 @@ def main(config) -> None:
         raise UserError(f"JAX finds no device: {reason}") from error
     if len(set(Counter(device.process_index for device in devices).values())) > 1:
         raise UserError("the processes must have equal numbers of devices")
-    loop.train_and_evaluate(config, Path(_WORKDIR.value or f"runs/{command_line.config_name()}"))
+    loop.train_and_evaluate(config, Path(_WORKDIR.value or f"runs/{command_line.config_name()}").expanduser())
 
 
 def _check_port(port: int) -> None:
@@ -79,14 +81,21 @@ def _check_port(port: int) -> None:
 def _wait_for_port(address: str) -> None:
     """Raises Stopped where nobody listens in the end: JAX would abort with a C++ stack."""
     host, _, port = address.rpartition(":")
-    deadline = time.monotonic() + COORDINATOR_PATIENCE
+    started = None
     while True:
         try:
             return socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         except (OSError, OverflowError) as error:
-            if time.monotonic() > deadline:
+            if started is None:
+                started = time.monotonic()
+                _say_waiting(f"process 0 at {address}")
+            elif time.monotonic() > started + COORDINATOR_PATIENCE:
                 raise Stopped(f"process 0 does not listen at --coordinator_address={address} ({error})") from error
             time.sleep(1)
+
+
+def _say_waiting(for_whom: str) -> None:
+    print(f"waiting for {for_whom}, at most {COORDINATOR_PATIENCE / 60:g} minutes", file=sys.stderr)
 
 
 if __name__ == "__main__":

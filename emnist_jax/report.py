@@ -30,8 +30,15 @@ from emnist_jax import hosts
 log = logging.getLogger(__name__)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Goes on with log.txt alone, as where the output goes to `head`."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 # One console, so that log lines appear above a live progress bar.
-CONSOLE = Console(highlight=False, markup=False, emoji=False)  # a path may look like either
+CONSOLE = _Console(highlight=False, markup=False, emoji=False)  # a path may look like either
 
 
 class _ConsoleHandler(logging.Handler):

@@ -1,13 +1,21 @@
-"""SIGTERM and SIGINT as a request that the loop looks at between two compiled calls."""
+"""SIGTERM, SIGINT and SIGHUP as a request that the loop looks at between two compiled calls."""
 
+import os
 import signal
+import stat
 import threading
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def handle(handler) -> dict:
+    """Sets the handler of all `SIGNALS`, but of SIGHUP under nohup, and returns the former ones."""
+    deaf = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    return {number: signal.signal(number, handler) for number in SIGNALS if number not in deaf}
 
 
 class StopRequest:
@@ -20,7 +28,7 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         # Python handles signals in its main thread alone.
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            self._previous = handle(self._receive)
         return self
 
     def __exit__(self, kind, *exception) -> None:
@@ -31,6 +39,11 @@ class StopRequest:
 
     def _receive(self, number, frame) -> None:
         self._signal = number
+        if number == signal.SIGHUP:
+            for descriptor in (1, 2):
+                if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                    # The terminal is gone: to write to it would be an error.
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
         # Not for SIGTERM: schedulers send it more than once.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -141,7 +141,7 @@ def test_the_variants_of_the_densenet():
         (("--config=configs/quickstart.py", "--confg=x"), "Did you mean: config"),
         (("--config=configs/quickstart.py", "--coordinator_address=localhost"), "not HOST:PORT"),
         (("--config=configs/quickstart.py", "--distributed"), "Pass --coordinator_address"),
-        (("--config=configs/lenet5.py", "--config.dataset.data_dir=/nowhere"), "/nowhere has no emnist-"),
+        (("--config=configs/lenet5.py", "--config.dataset.data_dir=/nowhere"), "/nowhere is no folder"),
     ],
 )
 def test_bad_input_ends_with_one_line_and_code_2(arguments, message, tmp_path):

@@ -6,8 +6,10 @@ import fcntl
 import gc
 import json
 import os
+import pty
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,7 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from emnist_jax import checkpoints, datasets, evaluation, loop, training
 from emnist_jax.errors import Stopped, UserError
-from emnist_jax.stopping import StopRequest
+from emnist_jax.stopping import SIGNALS, StopRequest
 from test_datasets import example_files, write
 from test_loop import damage, make_config, numbers_of, parameters_of, scalars_of
 
@@ -69,12 +71,12 @@ def signal_after(monkeypatch, calls: int, number: signal.Signals) -> None:
     ],
 )
 def test_a_signal_stops_after_the_call_and_the_run_goes_on(finished, tmp_path, monkeypatch, number, calls, step, lost):
-    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    handlers = [signal.getsignal(each) for each in SIGNALS]
     signal_after(monkeypatch, calls, number)
     with pytest.raises(Stopped, match=f"stopped by {number.name} at step {step} of 30"):
         loop.train_and_evaluate(make_config(), tmp_path)
     monkeypatch.undo()
-    assert handlers == [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    assert handlers == [signal.getsignal(each) for each in SIGNALS]
     for path in tmp_path.glob(lost):
         path.unlink()
     result = loop.train_and_evaluate(make_config(), tmp_path)
@@ -258,7 +260,7 @@ def test_images_that_vanish_or_change_between_two_starts_are_noticed(tmp_path, m
     with pytest.raises(UserError, match="was trained on other images"):
         loop.train_and_evaluate(config, tmp_path / "run")
     shutil.rmtree(tmp_path / "data")
-    with pytest.raises(UserError, match="has no train-images"):
+    with pytest.raises(UserError, match="data is no folder"):
         loop.train_and_evaluate(config, tmp_path / "run")
     write(tmp_path / "data", files)
     assert loop.train_and_evaluate(config, tmp_path / "run")["step"] in (10, 20, 30)
@@ -401,7 +403,9 @@ def is_saving(workdir: Path) -> bool:
     return any(workdir.glob("checkpoints/*.orbax-checkpoint-tmp"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGINT, signal.SIGHUP))]
+)
 def test_the_program_ends_with_code_75_and_one_line(tmp_path, number):
     process = start(tmp_path, "--config.training.epochs=1000")
     wait_for(lambda: epochs_in(tmp_path), process)
@@ -409,6 +413,34 @@ def test_the_program_ends_with_code_75_and_one_line(tmp_path, number):
     code, _, stderr = finish(process)
     assert code == 75
     assert re.fullmatch(rf"stopped by {number.name} at step [\d,]+ of 16,000; the same command resumes\n", stderr)
+
+
+def start_on_terminal(workdir: Path, *prefix: str) -> tuple[subprocess.Popen, int]:
+    """Starts the program on a terminal of its own, and returns the descriptor whose closing hangs up."""
+    ours, terminal = pty.openpty()
+    output = subprocess.DEVNULL if prefix else terminal  # or nohup would make a file for it
+    command = ["setsid", "--ctty", *prefix, *PROGRAM, f"--workdir={workdir}"]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=terminal, stdout=output, stderr=output)
+    os.close(terminal)
+    return process, ours
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("prefix", "code"), [((), 75), (("nohup",), 0)])
+def test_a_closed_terminal_stops_the_program_but_not_under_nohup(tmp_path, prefix, code):
+    process, terminal = start_on_terminal(tmp_path, *prefix)
+    os.set_blocking(terminal, False)
+
+    def read_and_look() -> bool:
+        with contextlib.suppress(OSError):
+            os.read(terminal, 4096)  # the program waits where nobody reads
+        return epochs_in(tmp_path) > 0
+
+    wait_for(read_and_look, process)
+    os.close(terminal)
+    assert process.wait(300) == code
+    steps = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
+    assert (max(steps) < 128) == (code == 75)
 
 
 KILLED = {
@@ -470,6 +502,23 @@ def test_the_same_command_twice_gives_the_same_digits(tmp_path):
     a, b = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("a", "b"))
     assert_same_run(tmp_path / "a", a, tmp_path / "b", b)
     assert [epoch["train"] for epoch in a["history"]] == [epoch["train"] for epoch in b["history"]]
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_said_in_one_line(tmp_path):
+    assert finish(start(tmp_path))[0] == 0
+    (tmp_path / "result.json").unlink()
+    shutil.rmtree(tmp_path / "checkpoints/128/state/d")
+    code, stdout, stderr = finish(start(tmp_path))
+    assert (code, stderr) == (0, "")
+    assert stdout.count("checkpoint 128 in") == 1
+
+
+@pytest.mark.slow
+def test_a_run_outlives_what_reads_its_output(tmp_path):
+    command = f"set -o pipefail; {shlex.join([*PROGRAM, f'--workdir={tmp_path}'])} | head -1"
+    assert finish(subprocess.Popen(["bash", "-c", command], cwd=ROOT))[0] == 0
+    assert (tmp_path / "result.json").exists() and epochs_in(tmp_path) == 8
 
 
 @pytest.mark.slow

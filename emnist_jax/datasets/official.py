@@ -158,6 +158,8 @@ def _find(folder: pathlib.Path, stem: str) -> idx.File:
             return idx.File(path)
     if (folder / ZIP_NAME).is_file():
         return _zip_member(folder / ZIP_NAME, stem)
+    if not folder.is_dir():
+        raise errors.UserError(f"--config.dataset.data_dir={folder} is no folder")
     raise errors.UserError(
         f"--config.dataset.data_dir={folder} has no {stem}; looked for {', '.join(names)} and {ZIP_NAME}"
     )
