@@ -18,7 +18,11 @@ from emnist_jax.errors import Stopped, UserError
 _WORKDIR = flags.DEFINE_string("workdir", None, "Default: runs/NAME_OF_THE_CONFIG; the first process alone uses it")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Train together with other processes; SLURM and MPI name them")
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, elsewhere than in SLURM")
-flags.register_validator(_COORDINATOR, lambda address: not address or re.fullmatch(r".+:\d+", address), "not HOST:PORT")
+flags.register_validator(
+    _COORDINATOR,
+    lambda address: not address or ((found := re.fullmatch(r".+:(\d{1,5})", address)) and int(found[1]) < 2**16),
+    "not HOST:PORT",
+)
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0", lower_bound=0)
 
@@ -40,9 +44,9 @@ def main(config) -> None:
         if _COORDINATOR.value and _PROCESS_ID.value == 0:
             _check_port(int(_COORDINATOR.value.rpartition(":")[2]))
             _say_waiting(f"the others at {_COORDINATOR.value}")
-        elif _COORDINATOR.value:
-            _wait_for_port(_COORDINATOR.value)
         named = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        if None not in named and _PROCESS_ID.value:
+            _wait_for_port(_COORDINATOR.value)
         try:
             # In a thread: this one hears signals while it waits for the others.
             with ThreadPoolExecutor(1) as executor:
@@ -74,7 +78,7 @@ def _check_port(port: int) -> None:
     """Raises UserError where the port is taken: JAX would share it with the other program, or crash."""
     try:
         socket.create_server(("", port)).close()
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UserError(f"cannot listen at port {port} of --coordinator_address ({error}); pass another") from error
 
 
@@ -85,7 +89,7 @@ def _wait_for_port(address: str) -> None:
     while True:
         try:
             return socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             if started is None:
                 started = time.monotonic()
                 _say_waiting(f"process 0 at {address}")

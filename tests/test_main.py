@@ -139,8 +139,11 @@ def test_the_variants_of_the_densenet():
         (("--config=configs/quickstart.py", "--config.training.epochs=x"), "could not convert"),
         (("--config=configs/quickstart.py", "--config.model.name=densnet"), "did you mean 'densenet'?"),
         (("--config=configs/quickstart.py", "--confg=x"), "Did you mean: config"),
-        (("--config=configs/quickstart.py", "--coordinator_address=localhost"), "not HOST:PORT"),
-        (("--config=configs/quickstart.py", "--distributed"), "Pass --coordinator_address"),
+        (("--config=configs/quickstart.py", "--coordinator_address=localhost:99999"), "not HOST:PORT"),
+        (
+            ("--config=configs/quickstart.py", "--distributed", "--coordinator_address=localhost:8476"),
+            "Pass --coordinator_address",
+        ),
         (("--config=configs/lenet5.py", "--config.dataset.data_dir=/nowhere"), "/nowhere is no folder"),
     ],
 )
