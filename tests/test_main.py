@@ -18,7 +18,7 @@ from emnist_jax.report import flatten
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
-QUICK = ["lenet5.py", "mnist_onecycle.py", "quickstart.py"]
+QUICK = ["mnist_onecycle.py"]
 CANDIDATES = [name for name in CONFIGS if not name.startswith(("densenet.py", "lenet5", "mnist", "quickstart"))]
 ONE_STEP = QUICK + [
     pytest.param(name, marks=pytest.mark.slow)
