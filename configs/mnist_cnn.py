@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 0.01
     config.schedule.name = "plateau"
     config.schedule.patience_epochs = 11  # PyTorch's 10
+    config.schedule.relative_delta = True
     config.training.batch_size = 32
     config.training.epochs = 60.0
     return config

@@ -24,6 +24,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.optimizer.name = "momentum"
     config.optimizer.learning_rate = 0.015 if variant == "source" else 0.1
     config.optimizer.weight_decay = 1e-4
+    config.optimizer.decay_biases_and_norms = True  # as PyTorch's SGD does
     config.schedule.name = "onecycle"
     config.schedule.initial_divisor = 10.0  # PyTorch's 25 goes with a momentum of 0.95 at the start
     config.training.batch_size = 128

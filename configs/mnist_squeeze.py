@@ -31,4 +31,5 @@ def get_config(network: str = "10") -> ConfigDict:
         config.schedule.name = "plateau"
         config.schedule.factor = 0.1
         config.schedule.patience_epochs = 2  # PyTorch's 1
+        config.schedule.relative_delta = True
     return config

@@ -78,7 +78,9 @@ def base() -> ConfigDict:
             "beta1": 0.9,  # adam family
             "beta2": 0.999,  # adam family
             "epsilon": 1e-8,  # adam family and rmsprop (Keras' default is 1e-7)
-            "weight_decay": 0.0,  # not on biases and BatchNorm; L2 in the sgd family, adam and rmsprop
+            # Added to the gradient (L2); adamw and muon decouple it. adamw without any is adam.
+            "weight_decay": 0.0,
+            "decay_biases_and_norms": False,  # True: of every parameter, as PyTorch does; False: of kernels alone
         }
     )
     config.schedule = ConfigDict(
@@ -88,7 +90,8 @@ def base() -> ConfigDict:
             "step_epochs": 7.0,  # step: epochs between reductions
             "factor": 0.1,  # step, plateau: the learning rate is multiplied by it
             "patience_epochs": 10,  # plateau: epochs without a lower validation loss before a reduction
-            "min_delta": 1e-4,  # plateau: a validation loss lower by less counts as none
+            "min_delta": 1e-4,  # plateau: a validation loss lower by less is no lower one
+            "relative_delta": False,  # plateau: min_delta is a fraction of the lowest loss (PyTorch, Keras: not)
             "min_learning_rate": 0.0,  # plateau
             "warmup_fraction": 0.3,  # onecycle: share of the steps in which the learning rate rises
             "initial_divisor": 25.0,  # onecycle: starts at learning_rate / initial_divisor

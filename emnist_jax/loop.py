@@ -424,6 +424,7 @@ class _Training:
         evaluation_seconds = time.perf_counter() - started
 
         result = {
+            "config": as_json(config) | {"dataset": as_json(config)["dataset"] | {"data_dir": None}},
             "model": config.model.name,
             "dataset": dataset.name,
             "dataset_sha256": run.dataset_sha256,

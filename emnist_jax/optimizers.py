@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules from a config, all optax'.
 
-Weight decay leaves biases and BatchNorm (every parameter of fewer than two dimensions) alone. It is added to
-the gradient (L2, as PyTorch does) except for adamw and muon, where it is decoupled.
+Weight decay is added to the gradient (L2, as PyTorch does), but decoupled in adamw and muon. It leaves biases and
+BatchNorm (every parameter of fewer than two dimensions) alone, unless `decay_biases_and_norms` is set.
 """
 
 import jax
@@ -11,14 +11,15 @@ import optax
 from emnist_jax.errors import UserError
 
 
-def _decayed(params):
-    return jax.tree.map(lambda x: x.ndim > 1, params)
+def _decayed(config):
+    """Returns the function that marks, in a tree of parameters, those that weight decay shrinks."""
+    return lambda params: jax.tree.map(lambda x: x.ndim > 1 or config.decay_biases_and_norms, params)
 
 
 def _with_l2(config, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     if not config.weight_decay:
         return optimizer
-    return optax.chain(optax.add_decayed_weights(config.weight_decay, _decayed), optimizer)
+    return optax.chain(optax.add_decayed_weights(config.weight_decay, _decayed(config)), optimizer)
 
 
 def _muon_matrices(params):
@@ -40,12 +41,12 @@ OPTIMIZERS = {
     "adamax": lambda c, rate: _with_l2(c, optax.adamax(rate, **_adam_settings(c))),
     "nadam": lambda c, rate: _with_l2(c, optax.nadam(rate, **_adam_settings(c))),
     "rmsprop": lambda c, rate: _with_l2(c, optax.rmsprop(rate, eps=c.epsilon)),
-    "adamw": lambda c, rate: optax.adamw(rate, **_adam_settings(c), weight_decay=c.weight_decay, mask=_decayed),
+    "adamw": lambda c, rate: optax.adamw(rate, **_adam_settings(c), weight_decay=c.weight_decay, mask=_decayed(c)),
     "muon": lambda c, rate: optax.contrib.muon(
         rate,
         beta=c.momentum,
         weight_decay=c.weight_decay,
-        weight_decay_mask=_decayed,
+        adam_weight_decay=c.weight_decay * c.decay_biases_and_norms,  # of what is no matrix
         muon_weight_dimension_numbers=_muon_matrices,
     ),
 }
@@ -112,8 +113,8 @@ def create_plateau(config) -> optax.GradientTransformationExtraArgs | None:
     return optax.contrib.reduce_on_plateau(
         config.schedule.factor,
         config.schedule.patience_epochs,
-        rtol=0.0,
-        atol=config.schedule.min_delta,
+        rtol=config.schedule.min_delta if config.schedule.relative_delta else 0.0,
+        atol=0.0 if config.schedule.relative_delta else config.schedule.min_delta,
         min_scale=config.schedule.min_learning_rate / config.optimizer.learning_rate,
     )
 

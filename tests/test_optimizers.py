@@ -152,6 +152,16 @@ def test_weight_decay_shrinks_kernels_only(name):
         assert (np.abs(end[key]) < np.abs(start[key])).all(), key
 
 
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_weight_decay_shrinks_all_where_asked(name):
+    start = layers()
+    settings = dict(weight_decay=0.1, decay_biases_and_norms=True, rate=0.01)
+    optimizer, _ = optimizers.create(config_of(name, **settings), 3, 1)
+    end = descend(optimizer, start, lambda *_: jax.tree.map(jnp.zeros_like, start), 3)
+    for key in start:
+        assert (np.abs(end[key]) < np.abs(start[key])).all(), key
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_weight_decay_is_decoupled(name):
     optimizer, _ = optimizers.create(config_of(name, weight_decay=0.5, rate=0.01), 1, 1)
