@@ -207,7 +207,8 @@ def environment() -> dict:
     except OSError:  # no git
         commit = ""
     device = jax.devices()[0]
-    kind = f"CPU of {os.cpu_count()} cores" if device.platform == "cpu" else device.device_kind
+    cores = len(os.sched_getaffinity(0))  # that this process may use
+    kind = f"CPU of {cores} core{'s' * (cores > 1)}" if device.platform == "cpu" else device.device_kind
     return {
         "device": f"{jax.device_count()} x {kind}",
         "versions": {package: version(package) for package in packages} | {"python": sys.version.split()[0]},
