@@ -14,9 +14,9 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from emnist_jax import stopping
 from emnist_jax.config import base
 from emnist_jax.errors import Stopped, UserError, unknown
+from emnist_jax.training import signals
 
 
 def config_name() -> str:
@@ -56,7 +56,7 @@ def run(main: Callable, config_required: bool = True) -> None:
             _end(f"{stop}; the same command resumes", os.EX_TEMPFAIL, together=True)
 
     # Outside of training, which handles them by itself, there is nothing to save.
-    stopping.handle(_end_at_once)
+    signals.handle(_end_at_once)
     logging.set_verbosity(logging.WARNING)
     # orbax tells of every step of a save and, as tensorstore does in its own threads, on pages of one that fails.
     logging.get_absl_logger().disabled = True
@@ -150,7 +150,7 @@ def _end_at_once(number: int, frame) -> None:
 
 
 def _end(message: str, code: int, together: bool = False) -> NoReturn:
-    stopping.handle(signal.SIG_IGN)
+    signals.handle(signal.SIG_IGN)
     for file, text in ((sys.stdout, ""), (sys.stderr, f"{message}\n")):
         with contextlib.suppress(OSError):
             print(text, end="", file=file, flush=True)

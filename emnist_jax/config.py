@@ -7,8 +7,8 @@ own, published value".
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from emnist_jax import optimizers
 from emnist_jax.errors import UserError, unknown
+from emnist_jax.training import optimizers
 
 ConfigDict = ml_collections.ConfigDict
 
@@ -175,3 +175,11 @@ def validate(config: ConfigDict) -> None:
             continue
         if value is None or not low <= value <= high:
             raise UserError(f"config.{key} is {value}; it must be between {low:g} and {high:g}")
+
+
+def flatten(config: dict, prefix: str = "") -> dict:
+    """Returns nested config keys as dotted ones."""
+    flat = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -34,7 +34,7 @@ COORDINATOR_PATIENCE = 600
 
 def main(config) -> None:
     # Imported late: flag errors should not wait for it.
-    from emnist_jax import loop
+    from emnist_jax.training import loop
 
     if _DISTRIBUTED.value:
         # JAX aborts where another process is lost: absl's dump of all threads would bury its message.

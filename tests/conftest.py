@@ -24,7 +24,7 @@ def pytest_sessionfinish():
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """The workdir of one uninterrupted run, and its result."""
-    from emnist_jax import loop
+    from emnist_jax.training import loop
     from test_loop import make_config
 
     workdir = tmp_path_factory.mktemp("finished")

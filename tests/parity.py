@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from emnist_jax import weights
+from emnist_jax.training import weights
 
 FLOAT64_TOLERANCE = 1e-9
 TOLERANCES = {

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from emnist_jax import augmentation
 from emnist_jax.config import base
+from emnist_jax.training import augmentation
 
 SHAPES = [(28, 28), (32, 32), (28, 32)]  # the last one shows swapped axes
 

@@ -33,10 +33,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from emnist_jax import checkpoints, command_line, config, datasets, errors, loop, models, report, training, weights
+from emnist_jax import command_line, config, datasets, errors, models
 from emnist_jax.datasets import idx, official, synthetic
 from emnist_jax.models import layers
-from emnist_jax.optimizers import OPTIMIZERS, SCHEDULES
+from emnist_jax.reporting import terminal
+from emnist_jax.training import checkpoints, loop, train_step, weights
+from emnist_jax.training.optimizers import OPTIMIZERS, SCHEDULES
 from test_datasets import config as dataset_config
 from test_datasets import example_files, idx_bytes, write
 from test_loop import make_config
@@ -76,7 +78,7 @@ def end_of_hangs():
 @pytest.fixture(autouse=True)
 def close_log_files():
     yield
-    report.stop_log()
+    terminal.stop_log()
 
 
 @pytest.fixture(scope="module")
@@ -502,7 +504,7 @@ VALUES = [
     *("/dev/zero", "/nowhere", "", " ", " 1 ", "1\n", "\n", "a\nb", "a b", "lambda: 1", "\udcff", "\x00"),
     *("\x1b[31m", "9" * 24, "1" * 5000, "x" * 5000),
 ]
-KEYS = list(report.flatten(config.base().to_dict()))
+KEYS = list(config.flatten(config.base().to_dict()))
 WRONG_KEYS = [
     *(".", "..", "model", "model.", "model.dropout", "dataset", "seed.x", "Seed", "a=b", "model.dropout.keys"),
     *("keys", "__class__", "lock", "", "model.__dict__", "optimizer.learning-rate", "training epochs"),
@@ -564,7 +566,7 @@ def check_overrides(experiment: Path, *arguments: str):
     """Prepares a run; if it is accepted, its numbers and its learning rates are finite."""
     run = prepare(experiment, *arguments)
     if not isinstance(run, errors.UserError):
-        values = report.flatten(run.config.to_dict()).values()
+        values = config.flatten(run.config.to_dict()).values()
         assert all(math.isfinite(value) for value in values if isinstance(value, (int, float)))
         assert 0 < run.total_steps < 2**31
         steps = {0, 1, run.total_steps // 3, run.total_steps // 2, run.total_steps - 1}
@@ -694,13 +696,13 @@ def trace(run) -> None:
     size = run.config.training.batch_size
     images = jax.ShapeDtypeStruct((size, 28, 28), np.uint8)
     rows = jax.ShapeDtypeStruct((1, size), np.int32)
-    steps = training.make_train_steps(run.model, run.optimizer, run.config, run.mesh)
+    steps = train_step.make_train_steps(run.model, run.optimizer, run.config, run.mesh)
     key = jax.random.key(0)
     after = steps.eval_shape(state, images, jax.ShapeDtypeStruct((size,), np.int32), rows, key, 1)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     logits = jax.eval_shape(
         lambda variables, images: run.model.clone(axis_name=None).apply(
-            variables, training.prepare(images, run.config, run.model.input_shape), train=False
+            variables, train_step.prepare(images, run.config, run.model.input_shape), train=False
         ),
         state.variables,
         images,
@@ -793,7 +795,7 @@ def test_json_of_wrong_types_and_without_keys(copy, name, capsys):
             found = start_again(copy)
             outcomes.add(type(found))
             if name == "config.json" and not isinstance(found, errors.UserError):
-                found, wanted = report.flatten(changed), report.flatten(json.loads(content))
+                found, wanted = config.flatten(changed), config.flatten(json.loads(content))
                 differing = {key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key)}
                 assert differing <= {"dataset.data_dir", "on_nan"}
     assert outcomes == {dict, errors.UserError}
@@ -809,7 +811,7 @@ def test_damaged_json(finished, folder, rng, name):
         shutil.copy(finished[0] / kept, workdir)
     (workdir / name).write_bytes(mutated(rng, (workdir / name).read_bytes()))
     start_again(workdir)
-    report.stop_log()
+    terminal.stop_log()
 
 
 @pytest.mark.parametrize("name", ["result.json", "config.json", "lock", "log.txt", "checkpoints"])

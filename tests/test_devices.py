@@ -8,21 +8,22 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from emnist_jax import loop, report, stopping, training
 from emnist_jax.errors import Stopped
+from emnist_jax.reporting import terminal
+from emnist_jax.training import loop, train_step
 from processes import MAIN, TINY, Processes, result_of
 from test_loop import make_config, parameters_of
 
 
 def use_devices(monkeypatch, number: int):
-    mesh = jax.make_mesh((number,), (training.AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:number])
-    monkeypatch.setattr(training, "make_mesh", lambda: mesh)
+    mesh = jax.make_mesh((number,), (train_step.AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:number])
+    monkeypatch.setattr(train_step, "make_mesh", lambda: mesh)
 
 
 def stop_within_the_second_epoch(monkeypatch):
     """Makes the next run find a signal from its fourth compiled call on, at step 14 of 20."""
     signals = itertools.chain([None] * 3, itertools.repeat(signal.SIGTERM.name))
-    monkeypatch.setattr(stopping.StopRequest, "received", lambda self: next(signals))
+    monkeypatch.setattr(signals.StopRequest, "received", lambda self: next(signals))
 
 
 def smooth_config():
@@ -48,7 +49,7 @@ def uninterrupted(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def close_log_files():
     yield
-    report.stop_log()
+    terminal.stop_log()
 
 
 @pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 4)])

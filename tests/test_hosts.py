@@ -229,7 +229,8 @@ def main_after(statements: str) -> tuple[str, str, str]:
 
 SLOW_MAIN = main_after("""
 import time
-from emnist_jax import datasets, evaluation
+from emnist_jax import datasets
+from emnist_jax.training import evaluation
 
 def slow(function):
     return lambda *arguments: time.sleep(35) or function(*arguments)
@@ -254,7 +255,7 @@ import shutil
 shutil.disk_usage = lambda path: shutil._ntuple_diskusage(1, 1, 0)
 """)
 FAILING = main_after("""
-from emnist_jax import evaluation
+from emnist_jax.training import evaluation
 
 def measure(logits, labels):
     raise OSError(5, "Input/output error")

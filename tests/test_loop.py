@@ -10,9 +10,9 @@ import orbax.checkpoint as ocp
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from emnist_jax import checkpoints, evaluation, loop
 from emnist_jax import config as config_lib
 from emnist_jax.errors import UserError
+from emnist_jax.training import checkpoints, evaluation, loop
 
 
 def make_config(**changes):

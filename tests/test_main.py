@@ -13,8 +13,8 @@ import pytest
 
 from emnist_jax import config as config_lib
 from emnist_jax import models
+from emnist_jax.config import flatten
 from emnist_jax.errors import UserError
-from emnist_jax.report import flatten
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))

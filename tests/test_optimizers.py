@@ -19,9 +19,9 @@ import numpy as np
 import optax
 import pytest
 
-from emnist_jax import optimizers
 from emnist_jax.config import base
 from emnist_jax.errors import UserError
+from emnist_jax.training import optimizers
 
 KERNEL = [[1.0, -2.0], [0.5, 3.0]]
 BIAS = [0.5, -1.0]

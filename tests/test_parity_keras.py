@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emnist_jax import checkpoints, models
+from emnist_jax import models
+from emnist_jax.training import checkpoints
 from parity import assert_parity, float64, keras_reference, random_batch
 
 keras = pytest.importorskip("keras", reason="needs the extra 'test'")

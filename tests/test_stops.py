@@ -23,9 +23,10 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from emnist_jax import checkpoints, datasets, evaluation, loop, training
+from emnist_jax import datasets
 from emnist_jax.errors import Stopped, UserError
-from emnist_jax.stopping import SIGNALS, StopRequest
+from emnist_jax.training import checkpoints, evaluation, loop, train_step
+from emnist_jax.training.signals import SIGNALS, StopRequest
 from test_datasets import example_files, write
 from test_loop import damage, make_config, numbers_of, parameters_of, scalars_of
 
@@ -104,9 +105,9 @@ def test_a_signal_that_nobody_looked_at_is_not_lost(monkeypatch):
         signal.signal(signal.SIGTERM, previous)
 
 
-def small_state(step: int) -> training.TrainState:
+def small_state(step: int) -> train_step.TrainState:
     params = {"kernel": jnp.arange(400.0) + step, "bias": jnp.full(7, step / 3)}
-    return training.TrainState(
+    return train_step.TrainState(
         step=jnp.int32(step),
         params=params,
         batch_stats={},
@@ -114,7 +115,7 @@ def small_state(step: int) -> training.TrainState:
         ema_params=None,
         plateau=None,
         learning_rate_scale=jnp.ones(()),
-        metrics=training.Metrics.empty(),
+        metrics=train_step.Metrics.empty(),
     )
 
 

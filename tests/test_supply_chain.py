@@ -5,7 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-from emnist_jax import checkpoints, datasets, loop
+from emnist_jax import datasets
+from emnist_jax.training import checkpoints, loop
 from test_datasets import config as dataset_config
 from test_datasets import example_files, write
 from test_loop import make_config

@@ -9,8 +9,8 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from emnist_jax import config as config_lib
-from emnist_jax import optimizers, training
 from emnist_jax.models import plain
+from emnist_jax.training import optimizers, train_step
 
 LAYERS = (
     plain.Conv(4, 3, padding=1, bias=True, batch_norm=True, dropout=True),
@@ -20,7 +20,7 @@ LAYERS = (
 )
 
 
-def make_model(config, axis_name=training.AXIS):
+def make_model(config, axis_name=train_step.AXIS):
     """Returns a network with all that a step has to deal with, compiled in a second."""
     return plain.Plain(
         num_classes=10,
@@ -45,7 +45,7 @@ def make_config(**changes):
 
 
 def mesh_of(devices: int) -> Mesh:
-    return jax.make_mesh((devices,), (training.AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    return jax.make_mesh((devices,), (train_step.AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
 
 
 def images_and_labels(examples=64):
@@ -58,12 +58,12 @@ def train(config, devices: int, steps: int = 5, calls=None):
     mesh = mesh_of(devices)
     model = make_model(config)
     optimizer, _ = optimizers.create(config, 8, 4)
-    state = training.make_create_state(model, optimizer, optimizers.create_plateau(config), config, mesh)(
+    state = train_step.make_create_state(model, optimizer, optimizers.create_plateau(config), config, mesh)(
         jax.random.key(config.seed)
     )
     images, labels = images_and_labels()
-    epoch_order = training.make_epoch_order(len(images), config.training.batch_size, mesh)
-    train_steps = training.make_train_steps(model, optimizer, config, mesh)
+    epoch_order = train_step.make_epoch_order(len(images), config.training.batch_size, mesh)
+    train_steps = train_step.make_train_steps(model, optimizer, config, mesh)
     for count in calls or (steps,):
         order = epoch_order(jax.random.key(1), state.step // 4)
         state = train_steps(state, images, labels, order, jax.random.key(2), count)
@@ -79,11 +79,11 @@ def assert_trees_close(a, b, rtol=1e-4, atol=1e-5):
 def gradients_of(config, devices: int):
     model = make_model(config)
     optimizer, _ = optimizers.create(config, 8, 4)
-    state = training.make_create_state(model, optimizer, None, config, mesh_of(devices))(jax.random.key(config.seed))
+    state = train_step.make_create_state(model, optimizer, None, config, mesh_of(devices))(jax.random.key(config.seed))
     images, labels = images_and_labels(16)
     return jax.jit(
         jax.shard_map(
-            lambda *args: training.loss_and_gradients(model, config, *args),
+            lambda *args: train_step.loss_and_gradients(model, config, *args),
             mesh=mesh_of(devices),
             in_specs=(P(), P("data"), P("data"), P()),
             out_specs=P(),
@@ -109,7 +109,7 @@ def test_gradients_without_batch_norm_synchronisation_are_the_mean_of_the_shards
     @jax.jit
     def shard_gradients(images, labels):
         def loss_of(params):
-            x = training.prepare(images, config, model.input_shape)
+            x = train_step.prepare(images, config, model.input_shape)
             logits, updates = model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
             return loss, updates["batch_stats"]
@@ -143,11 +143,11 @@ def test_plateau_scale_multiplies_the_update():
     model = make_model(config)
     optimizer, _ = optimizers.create(config, 8, 4)
     images, labels = images_and_labels()
-    train_steps = training.make_train_steps(model, optimizer, config, mesh_of(1))
+    train_steps = train_step.make_train_steps(model, optimizer, config, mesh_of(1))
     order = jnp.arange(16, dtype=jnp.int32)[None]
     moves = []
     for scale in (1.0, 0.25):
-        state = training.make_create_state(model, optimizer, optimizers.create_plateau(config), config, mesh_of(1))(
+        state = train_step.make_create_state(model, optimizer, optimizers.create_plateau(config), config, mesh_of(1))(
             jax.random.key(config.seed)
         )
         before = jax.device_get(state.params)
@@ -161,10 +161,10 @@ def test_an_update_that_is_not_finite_is_not_taken():
     config = make_config(**{"optimizer.name": "sgd"})
     optimizer, _ = optimizers.create(config, 8, 4)
     model = make_model(config)
-    state = training.make_create_state(model, optimizer, None, config, mesh_of(1))(jax.random.key(config.seed))
+    state = train_step.make_create_state(model, optimizer, None, config, mesh_of(1))(jax.random.key(config.seed))
     before = jax.device_get(state)
     state = state.replace(learning_rate_scale=jnp.float32(np.inf))
-    train_steps = training.make_train_steps(model, optimizer, config, mesh_of(1))
+    train_steps = train_step.make_train_steps(model, optimizer, config, mesh_of(1))
     order = jnp.arange(16, dtype=jnp.int32)[None]
     after = train_steps(state, *images_and_labels(), order, jax.random.key(2), 1)
     assert after.step == 0
@@ -191,7 +191,7 @@ def test_label_smoothing_is_in_the_loss():
 
 
 def test_every_epoch_is_another_permutation():
-    epoch_order = training.make_epoch_order(70, 16, mesh_of(4))
+    epoch_order = train_step.make_epoch_order(70, 16, mesh_of(4))
     epochs = [np.asarray(epoch_order(jax.random.key(0), epoch)).ravel() for epoch in (0, 1, 0)]
     assert all(len(np.unique(rows)) == 64 and rows.max() < 70 for rows in epochs)
     assert (epochs[0] == epochs[2]).all()
@@ -202,7 +202,7 @@ def test_prepare_pads_normalises_and_repeats():
     config = config_lib.base()
     config.dataset.mean, config.dataset.std = 0.25, 0.5
     images = images_and_labels(3)[0]
-    x = np.asarray(training.prepare(images, config, (32, 32, 3)))
+    x = np.asarray(train_step.prepare(images, config, (32, 32, 3)))
     assert x.shape == (3, 32, 32, 3)
     np.testing.assert_allclose(x[:, 2:30, 2:30, 1], (images / 255 - 0.25) / 0.5, rtol=1e-4)
     np.testing.assert_array_equal(x[..., 0], x[..., 2])
@@ -211,5 +211,5 @@ def test_prepare_pads_normalises_and_repeats():
 
 def test_metrics_are_means_over_examples():
     logits = jnp.array([[9.0, 8, 7, 6, 5, 4], [0, 1, 2, 3, 4, 5]])
-    metrics = training.Metrics.from_logits(logits, jnp.array([0, 0]), jnp.array([1.0, 3.0])).compute()
+    metrics = train_step.Metrics.from_logits(logits, jnp.array([0, 0]), jnp.array([1.0, 3.0])).compute()
     assert {k: float(v) for k, v in metrics.items()} == {"loss": 2.0, "top1": 0.5, "top5": 0.5}

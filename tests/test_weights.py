@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from emnist_jax import checkpoints, models, weights
+from emnist_jax import models
 from emnist_jax.errors import UserError
+from emnist_jax.training import checkpoints, weights
 
 
 def initial(name: str, classes: int = 47) -> tuple[dict, dict]:

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import jax
 
-from emnist_jax import report
+from emnist_jax.config import flatten
 from emnist_jax.errors import UserError
+from emnist_jax.reporting import terminal
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ def open_workdir(workdir: Path, config) -> Iterator[None]:
       UserError: It cannot be written, is another config's, or another process trains in it.
     """
     with contextlib.ExitStack() as stack:
-        stack.callback(report.stop_log)
+        stack.callback(terminal.stop_log)
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             for name in ("lock", "log.txt"):
@@ -39,7 +41,7 @@ def open_workdir(workdir: Path, config) -> Iterator[None]:
                     raise OSError(errno.ESPIPE, f"{name} is a pipe")
             # The system releases it when the process ends, however it ends.
             locked = _lock(stack.enter_context(open(workdir / "lock", "w")))
-            report.start_log(workdir / "log.txt")
+            terminal.start_log(workdir / "log.txt")
         except BlockingIOError as error:
             raise UserError(f"another process trains in {workdir}; wait for it, or pass another --workdir") from error
         except OSError as error:
@@ -76,7 +78,7 @@ def _lock(file) -> bool:
 
 
 def _check_same(workdir: Path, found: dict, wanted: dict) -> None:
-    found, wanted = report.flatten(found), report.flatten(wanted)
+    found, wanted = flatten(found), flatten(wanted)
     differing = {key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key)}
     if differing := sorted(differing - FREE_KEYS):
         pairs = ", ".join(f"{key} was {found.get(key)}, is {wanted.get(key)}" for key in differing)
@@ -94,7 +96,7 @@ def read_result(workdir: Path) -> dict | None:
         return None
     with _reading(path):
         result = json.loads(path.read_text())
-        report.result_table(result)
+        terminal.result_table(result)
         return result
 
 
@@ -112,3 +114,10 @@ def _reading(path: Path) -> Iterator[None]:
 def as_json(config) -> dict:
     """Returns a config as config.json holds it."""
     return json.loads(json.dumps(config.to_dict()))
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)

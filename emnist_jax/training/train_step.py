@@ -19,9 +19,9 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from emnist_jax import augmentation
 from emnist_jax.errors import UserError
 from emnist_jax.models.layers import Network
+from emnist_jax.training import augmentation
 
 AXIS = "data"
 

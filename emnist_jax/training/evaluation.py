@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from emnist_jax.models.layers import Network
-from emnist_jax.training import AXIS, Metrics, compiler_options, prepare, put
+from emnist_jax.training.train_step import AXIS, Metrics, compiler_options, prepare, put
 
 
 class Evaluator:

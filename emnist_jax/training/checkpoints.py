@@ -18,8 +18,8 @@ import orbax.checkpoint as ocp
 from flax.serialization import from_state_dict, to_state_dict
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN, PreservationPolicy
 
-from emnist_jax import hosts, weights
 from emnist_jax.errors import UserError
+from emnist_jax.training import hosts, weights
 
 log = logging.getLogger(__name__)
 

@@ -17,12 +17,16 @@ from flax.training.early_stopping import EarlyStopping
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from emnist_jax import checkpoints, datasets, evaluation, hosts, models, optimizers, report, training
-from emnist_jax.config import validate
+from emnist_jax import datasets, models
+from emnist_jax.config import flatten, validate
 from emnist_jax.errors import Stopped, UserError
 from emnist_jax.models.layers import Network
-from emnist_jax.stopping import StopRequest
-from emnist_jax.workdir import as_json, open_workdir, read_result
+from emnist_jax.reporting import figures, terminal
+from emnist_jax.reporting.environment import environment
+from emnist_jax.reporting.tensorboard import TensorBoard
+from emnist_jax.training import checkpoints, evaluation, hosts, optimizers, train_step
+from emnist_jax.training.signals import StopRequest
+from emnist_jax.training.workdir import as_json, open_workdir, read_result, write_json
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +61,8 @@ def train_and_evaluate(config, workdir: Path) -> dict:
                 stack.enter_context(open_workdir(workdir, config))
                 result = read_result(workdir)
             else:
-                report.start_log(None)
-        keys = report.flatten(as_json(config))
+                terminal.start_log(None)
+        keys = flatten(as_json(config))
         if not hosts.agree(str([keys[key] for key in sorted(keys) if key != "dataset.data_dir"])):
             raise UserError("the processes were given different configs")
         result = hosts.from_first(result)
@@ -72,7 +76,7 @@ def train_and_evaluate(config, workdir: Path) -> dict:
             stack.callback(under_way.tensorboard.close)
             under_way.train()
             result = under_way.test()
-        report.print_result(result, workdir)
+        terminal.print_result(result, workdir)
         return result
 
 
@@ -102,9 +106,9 @@ class _Run:
 
     def put(self, tree):
         """Puts a tree of arrays whole on every device."""
-        return training.put(tree, self.replicated)
+        return train_step.put(tree, self.replicated)
 
-    def initial_state(self) -> training.TrainState:
+    def initial_state(self) -> train_step.TrainState:
         """Returns the state at step 0, with the parameters of `init_from`."""
         state = self.create_state(jax.random.key(self.config.seed))
         if self.config.init_from:
@@ -117,12 +121,12 @@ class _Run:
 
 
 def _network(config) -> Network:
-    return models.create(config.model, len(datasets.class_names(config.dataset.name)), training.AXIS)
+    return models.create(config.model, len(datasets.class_names(config.dataset.name)), train_step.AXIS)
 
 
 def _prepare(config) -> _Run:
     """Loads the data and builds the network: what is wrong with a config shows here."""
-    mesh = training.make_mesh()
+    mesh = train_step.make_mesh()
     devices = mesh.devices.size
     if config.training.batch_size % devices:
         nearest = max(round(config.training.batch_size / devices), 1) * devices
@@ -165,7 +169,7 @@ def _prepare(config) -> _Run:
         optimizer=optimizer,
         schedule=schedule,
         plateau=plateau,
-        create_state=training.make_create_state(model, optimizer, plateau, config, mesh),
+        create_state=train_step.make_create_state(model, optimizer, plateau, config, mesh),
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
     )
@@ -189,7 +193,7 @@ class _Training:
         )
         variables = (self.abstract_state.params, self.abstract_state.batch_stats)
         self.parameters = sum(x.size for x in jax.tree.leaves(variables))
-        self.environment = report.environment()
+        self.environment = environment()
         with hosts.together("described"):  # a full disk shows here
             log.info(
                 "%s, %s parameters, on %s: %s training, %s validation and %s test images, %d steps on %s",
@@ -232,10 +236,10 @@ class _Training:
         started = time.perf_counter()
         self.images, self.labels = run.put((dataset.train.images, dataset.train.labels))
         self.order_key, self.step_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
-        self.epoch_order = training.make_epoch_order(len(dataset.train.labels), config.training.batch_size, run.mesh)
+        self.epoch_order = train_step.make_epoch_order(len(dataset.train.labels), config.training.batch_size, run.mesh)
         order = self.epoch_order(self.order_key, 0)
         self.train_steps = (
-            training.make_train_steps(run.model, run.optimizer, config, run.mesh)
+            train_step.make_train_steps(run.model, run.optimizer, config, run.mesh)
             .lower(self.abstract_state, self.images, self.labels, order, self.step_key, 1)
             .compile()
         )
@@ -252,8 +256,9 @@ class _Training:
 
         with hosts.together("begun"):
             # From here on the workdir is this config's: what could be wrong with it has been found.
-            report.write_json(workdir / "config.json", as_json(config))
-            self.tensorboard = report.TensorBoard(workdir, self.progress["epochs"])
+            if hosts.is_first():
+                write_json(workdir / "config.json", as_json(config))
+            self.tensorboard = TensorBoard(workdir if hosts.is_first() else None, self.progress["epochs"])
             self.tensorboard.figure("augmented_inputs", self._augmented_inputs(), 0)
 
     @property
@@ -266,7 +271,7 @@ class _Training:
         """Trains to the end, or to a stop."""
         run, config, progress = self.run, self.run.config, self.progress
         step = int(self.state.step)
-        with StopRequest() as stop_request, report.progress_bar(step, run.total_steps) as bar:
+        with StopRequest() as stop_request, terminal.progress_bar(step, run.total_steps) as bar:
             while self.last_epoch_end < run.total_steps and not self.early_stopping.should_stop:
                 epoch = len(progress["epochs"])
                 epoch_end = min((epoch + 1) * run.steps_per_epoch, run.total_steps)
@@ -339,7 +344,7 @@ class _Training:
             if plateau:
                 plateau = run.put(optimizers.feed_plateau(run.plateau, plateau, measured["loss"]))
                 self.state = self.state.replace(plateau=plateau)
-        self.state = self.state.replace(metrics=run.put(training.Metrics.empty()))
+        self.state = self.state.replace(metrics=run.put(train_step.Metrics.empty()))
         progress["epochs"].append(record)
         with hosts.together("told"):
             self.tensorboard.epoch(record)
@@ -448,11 +453,12 @@ class _Training:
         with hosts.together("tested"):
             self.tensorboard.scalars({f"test/{name}": test[name] for name in ("loss", "top1", "top5")}, last["step"])
             title = f"{config.model.name} on {run.dataset_label}, test"
-            figure = report.confusion_figure(labels, logits.argmax(-1), dataset.class_names, title)
+            figure = figures.confusion_figure(labels, logits.argmax(-1), dataset.class_names, title)
             self.tensorboard.figure("confusion_matrix", figure, last["step"])
             accuracies = {f"test/{name}": test[name] for name in ("top1", "top5")}
             self.tensorboard.hyper_parameters(config.to_dict(), accuracies)
-            report.write_json(self.workdir / "result.json", result)
+            if hosts.is_first():
+                write_json(self.workdir / "result.json", result)
         return result
 
     def _restore_best(self) -> dict:
@@ -469,9 +475,9 @@ class _Training:
         run = self.run
         images, labels = run.dataset.train.images[:32], run.dataset.train.labels[:32]
         keys = jax.vmap(jax.random.fold_in, (None, 0))(self.step_key, np.arange(len(images)))
-        inputs = jax.jit(lambda images, keys: training.prepare(images, run.config, run.model.input_shape, keys))
+        inputs = jax.jit(lambda images, keys: train_step.prepare(images, run.config, run.model.input_shape, keys))
         names = [run.dataset.class_names[label] for label in labels]
-        return report.images_figure(np.asarray(inputs(images, keys))[..., 0], names, f"augmented {run.dataset_label}")
+        return figures.images_figure(np.asarray(inputs(images, keys))[..., 0], names, f"augmented {run.dataset_label}")
 
 
 def _tell(record: dict, dataset_label: str) -> None:

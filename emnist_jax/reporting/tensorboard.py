@@ -1,0 +1,69 @@
+"""TensorBoard's curves, pictures and hyper-parameters of a run."""
+
+import time
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.utils import figure_to_image
+
+from emnist_jax.config import flatten
+
+# Tells our event files from those of others.
+_SUFFIX = ".emnist_jax"
+
+
+class TensorBoard:
+    """The event file of one process, which replaces those of earlier ones.
+
+    tensorboardX' own SummaryWriter writes from another thread, which a kill can rob of its points and which a full
+    disk ends without a word.
+
+    Args:
+      workdir: Takes the file; None: nothing is written.
+      epochs: The records of all epochs so far.
+    """
+
+    def __init__(self, workdir: Path | None, epochs: list[dict]):
+        self._writer = None
+        if workdir:
+            # Of several files, TensorBoard would go by the clocks and names of the hosts that wrote them.
+            for path in workdir.glob(f"events.out.tfevents.*{_SUFFIX}"):
+                path.unlink()
+            self._writer = EventsWriter(str(workdir / "events"), _SUFFIX)
+        # What a TensorBoard that is running has read of them goes too.
+        self._write(0, session_log=SessionLog(status=SessionLog.START))
+        for record in epochs:
+            self.epoch(record)
+
+    def _write(self, step: int, wall_time: float | None = None, **content) -> None:
+        if self._writer:
+            self._writer.write_event(Event(wall_time=wall_time or time.time(), step=step, **content))
+            self._writer.flush()
+
+    def scalars(self, values: dict[str, float], step: int, wall_time: float | None = None) -> None:
+        for name, value in values.items():
+            self._write(step, wall_time, summary=summary.scalar(name, value))
+
+    def epoch(self, record: dict) -> None:
+        """Writes the record of an epoch (see `loop`) at the time that it was made."""
+        values = {name: record[name] for name in ("learning_rate", "images_per_second")}
+        for split in ("train", "validation"):
+            if split in record:
+                values |= {f"{split}/{name}": record[split][name] for name in ("loss", "top1", "top5")}
+        self.scalars(values, record["step"], record["unix_time"])
+
+    def figure(self, name: str, figure: Figure, step: int) -> None:
+        self._write(step, summary=summary.image(name, figure_to_image(figure, close=False)))
+
+    def hyper_parameters(self, config: dict, metrics: dict[str, float]) -> None:
+        flat = {key: value for key, value in flatten(config).items() if value is not None}
+        values = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in flat.items()}
+        for part in summary.hparams(values, metrics):
+            self._write(0, summary=part)
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()

@@ -1,0 +1,111 @@
+"""The terminal and the log file: log lines, a progress bar, and the final table."""
+
+import logging
+import math
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Goes on with log.txt alone, as where the output goes to `head`."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# One console, so that log lines appear above a live progress bar.
+CONSOLE = _Console(highlight=False, markup=False, emoji=False)  # a path may look like either
+
+
+class _ConsoleHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        CONSOLE.print(self.format(record), markup=False, soft_wrap=True)
+
+
+class _FileHandler(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise  # a full disk ends the run; logging would print a traceback for every line
+
+
+def start_log(path: Path | None) -> None:
+    """Sends the project's log lines to the terminal and to a file; or, without one, nowhere."""
+    logger = logging.getLogger("emnist_jax")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    stop_log()
+    CONSOLE.quiet = path is None
+    if CONSOLE.quiet:
+        logger.addHandler(logging.NullHandler())
+        return
+    to_file = _FileHandler(path)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(to_file)
+    logger.addHandler(_ConsoleHandler())
+
+
+def stop_log() -> None:
+    """Closes what `start_log` opened."""
+    logger = logging.getLogger("emnist_jax")
+    for handler in logger.handlers[:]:
+        handler.close()
+        logger.removeHandler(handler)
+
+
+def progress_bar(step: int, total_steps: int) -> Progress:
+    """Returns a bar at `step`, with the time remaining, on a terminal, and nothing elsewhere."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("step {task.completed:.0f} of {task.total:.0f},"),
+        TimeRemainingColumn(),
+        TextColumn("to go"),
+        console=CONSOLE,
+        disable=not CONSOLE.is_terminal,
+    )
+    bar.add_task("training", total=total_steps, completed=step)
+    return bar
+
+
+def standard_error(fraction: float, examples: int) -> float:
+    """Returns the binomial standard error of an accuracy."""
+    return math.sqrt(fraction * (1 - fraction) / examples)
+
+
+def print_result(result: dict, workdir: Path) -> None:
+    """Prints a result as a table, and how to open TensorBoard on the run."""
+    CONSOLE.print(result_table(result))
+    CONSOLE.print(f"tensorboard --logdir {workdir}", soft_wrap=True)
+
+
+def result_table(result: dict) -> Table:
+    """Returns the final table of what result.json holds."""
+    test = result["test"]
+    synthetic = " (synthetic images: not a result)" if result["synthetic"] else ""
+    table = Table(title=f"{result['model']} on {result['dataset']}{synthetic}", show_header=False)
+
+    def accuracy(name):
+        error = standard_error(test[name], test["examples"])
+        return f"{100 * test[name]:.2f} % ± {100 * error:.2f} (standard error, {test['examples']:,} images)"
+
+    for row in (
+        ("parameters", f"{result['parameters']:,}"),
+        ("test top-1", accuracy("top1")),
+        ("test top-5", accuracy("top5")),
+        ("epochs", f"{result['epochs']:g}"),
+        (
+            "training",
+            f"{result['train_seconds']:.1f} s, after {result['compile_seconds']:.1f} s of compilation",
+        ),
+        ("speed", f"{result['images_per_second']:,.0f} images/s on {result['device']}"),
+        (
+            "test set",
+            f"{result['inference_seconds']:.2f} s, {result['evaluation_seconds']:.2f} s with metrics",
+        ),
+    ):
+        table.add_row(*row)
+    return table
