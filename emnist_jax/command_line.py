@@ -1,4 +1,7 @@
-"""Flags shared by the programs, and their ends: one line, and exit code 2 for an error or 75 for a stop."""
+"""What the commands share: flags, help, and ends of one line, with exit code 2 for an error and 75 for a stop.
+
+A command imports what takes long (jax) within its `main`, so that Ctrl-C, --help and wrong flags are answered at once.
+"""
 
 import contextlib
 import os
@@ -10,58 +13,73 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from emnist_jax.config import base
-from emnist_jax.errors import Stopped, UserError, unknown
+from emnist_jax.errors import Stopped, UserError, first_line, unknown
 from emnist_jax.training import signals
+
+COMMANDS = ("main", "summary")
+_HELP = f"""
+flags:
+  --config: Experiment file, with its variant: configs/quickstart.py, configs/densenet.py:layer_1
+  --config.KEY: Another value for a key, e.g. --config.training.epochs=5; emnist_jax/config.py says all keys
+
+commands: {", ".join(f"python -m emnist_jax.{name}" for name in COMMANDS)}
+"""
 
 
 def config_name() -> str:
-    """Returns the experiment's name: "configs/densenet.py:layer_1" is "densenet_layer_1"."""
-    path, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    return "_".join(filter(None, (Path(path).stem, argument)))
+    """Returns the experiment's name: "configs/candidates.py:mobilenet,fixed" is "candidates_mobilenet_fixed"."""
+    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return "_".join(filter(None, (Path(path).stem, *variant.split(","))))
 
 
 def run(main: Callable, config_required: bool = True) -> None:
     """Parses the flags and calls `main(config)`; a UserError or a wrong flag ends with one line and code 2.
 
     Args:
-      main: The program. Without `--config` it gets None where the config is not required.
-      config_required: Whether `--config` must be there.
+      main: The command. If `--config` is not passed it gets None.
+      config_required: Whether `--config` must be passed.
     """
 
-    def parse_or_end(argv: list[str]) -> list[str]:
+    def parse_or_exit(argv: list[str]) -> list[str]:
         try:
             return parse(argv, config_required)
         except UserError as error:
-            _stop(str(error))
+            _exit_with_error(str(error))
 
     def guarded(argv: list[str]) -> None:
+        from jax.errors import JaxRuntimeError
+
         try:
             main(flags.FLAGS.config)
         except UserError as error:
-            _stop(str(error))
+            _exit_with_error(str(error))
         except OSError as error:
-            _stop(f"{error}; the same command resumes")
-        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            _exit_with_error(f"{error}; the same command resumes")
+        except (MemoryError, JaxRuntimeError) as error:
             if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-                _stop(f"out of memory ({first_line(error)}); lower config.training.batch_size or evaluation.batch_size")
+                advice = "lower config.training.batch_size or evaluation.batch_size"
+                _exit_with_error(f"out of memory ({first_line(error)}); {advice}")
+            import jax
+
             if jax.process_count() == 1:
                 raise
-            _end(f"lost another process ({first_line(error)}); the same command resumes", os.EX_TEMPFAIL)
+            _exit(f"lost another process ({first_line(error)}); the same command resumes", os.EX_TEMPFAIL, others=False)
         except Stopped as stop:
-            _end(f"{stop}; the same command resumes", os.EX_TEMPFAIL, together=True)
+            _exit(f"{stop}; the same command resumes", os.EX_TEMPFAIL)
 
-    # Outside of training, which handles them by itself, there is nothing to save.
-    signals.handle(_end_at_once)
+    # Outside of training, which handles signals by itself, there is nothing to save.
+    signals.handle(_exit_on_signal)
+    if {"--help", "-help", "--helpshort", "-h", "-?"} & set(sys.argv[1:]):
+        print(sys.modules["__main__"].__doc__ + _HELP + flags.FLAGS.main_module_help())
+        return
     logging.set_verbosity(logging.WARNING)
-    # orbax tells of every step of a save and, as tensorstore does in its own threads, on pages of one that fails.
+    # orbax logs every step of a save and, as tensorstore does in its own threads, pages about one that fails.
     logging.get_absl_logger().disabled = True
     sys.unraisablehook = _unraisablehook
-    app.run(guarded, flags_parser=parse_or_end)
+    app.run(guarded, flags_parser=parse_or_exit)
 
 
 def parse(argv: list[str], config_required: bool = True, flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
@@ -93,6 +111,8 @@ def parse(argv: list[str], config_required: bool = True, flag_values: flags.Flag
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}")
         if flag_values.config is not None:
+            from emnist_jax.config import base
+
             # An experiment file may return anything.
             config = base()
             config.update(flag_values.config.to_dict())
@@ -110,6 +130,8 @@ def _check_keys(argv: list[str]) -> None:
     """Raises UserError for the first `--config.key` that the base config does not have, or has as a section."""
     for argument in argv:
         if match := re.match(r"--?(?:no)?config\.([^=]*)", argument):
+            from emnist_jax.config import base
+
             key, node = match[1], base()
             for part in key.split("."):
                 if not hasattr(node, "keys") or part not in node:
@@ -125,22 +147,13 @@ def _last_line(error: Exception) -> str:
     return lines[-1].strip().removeprefix("emnist_jax.errors.UserError: ")
 
 
-def first_line(error: Exception) -> str:
-    """Returns what an exception says, in one line."""
-    return str(error).strip().partition("\n")[0]
-
-
-def _stop(message: str) -> NoReturn:
-    _end(f"error: {message}", 2, together=True)
-
-
 def _unraisablehook(unraisable) -> None:
     if threading.current_thread() is threading.main_thread():
         sys.__unraisablehook__(unraisable)
 
 
-def _end_at_once(number: int, frame) -> None:
-    # An exception instead would be lost where the signal comes during a callback from C++, such as jax's to the
+def _exit_on_signal(number: int, frame) -> None:
+    # An exception instead would be lost if the signal comes during a callback from C++, such as jax's to the
     # garbage collector.
     with contextlib.suppress(OSError, RuntimeError):  # the signal came while it was being flushed
         sys.stdout.flush()
@@ -149,22 +162,29 @@ def _end_at_once(number: int, frame) -> None:
     os._exit(os.EX_TEMPFAIL)
 
 
-def _end(message: str, code: int, together: bool = False) -> NoReturn:
+def _exit_with_error(message: str) -> NoReturn:
+    _exit(f"error: {message}", 2)
+
+
+def _exit(message: str, code: int, others: bool = True) -> NoReturn:
+    """Ends with one line; `others`: the other processes, if any, are there and end as well."""
     signals.handle(signal.SIG_IGN)
     for file, text in ((sys.stdout, ""), (sys.stderr, f"{message}\n")):
         with contextlib.suppress(OSError):
             print(text, end="", file=file, flush=True)
-    if together:
-        # Where all end, as most often, none should take another for lost. Where the others do not, JAX would abort this
-        # process after its own, longer, time.
-        shutdown = threading.Thread(target=_shut_down, daemon=True)
-        shutdown.start()
-        shutdown.join(10)
+    if others and "jax" in sys.modules:
+        # Shut down together, so that no process reports another as lost. If the others do not, JAX would abort this
+        # process after a longer time.
+        leaving = threading.Thread(target=_leave_other_processes, daemon=True)
+        leaving.start()
+        leaving.join(10)
     # A normal end would wait for the other processes, which may wait for this one, and after a failed save for
     # orbax' threads, which wait for each other for minutes.
     os._exit(code)
 
 
-def _shut_down() -> None:
+def _leave_other_processes() -> None:
+    import jax
+
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         jax.distributed.shutdown()

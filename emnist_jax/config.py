@@ -104,7 +104,7 @@ def base() -> ConfigDict:
             "steps": placeholder(int),  # instead of epochs
             "batch_size": 128,  # over all devices
             "label_smoothing": 0.0,
-            "ema_decay": 0.0,  # of the parameters, per step; the averaged ones are evaluated; 0: none
+            "ema_decay": 0.0,  # per step, of the network that is evaluated, less in the first steps; 0: no average
             "early_stopping_epochs": placeholder(int),  # epochs without a lower validation loss; None or 0: never
             "select": "best",  # parameters that are tested: "best" by validation top-1, or "last"
             "steps_per_call": 50,  # compiled steps between two looks at the clock
@@ -161,7 +161,7 @@ def validate(config: ConfigDict) -> None:
         "training.steps": (1, most),
         "training.batch_size": (1, most),
         "training.label_smoothing": (0, 1),
-        "training.ema_decay": (0, 1),
+        "training.ema_decay": (0, below_one),
         "training.early_stopping_epochs": (0, most),
         "training.steps_per_call": (1, most),
         "evaluation.batch_size": (1, most),

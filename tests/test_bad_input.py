@@ -6,6 +6,7 @@ The default tests try the same inputs each time. The slow ones draw many more fr
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import gzip
 import io
@@ -39,6 +40,7 @@ from emnist_jax.models import layers
 from emnist_jax.reporting import terminal
 from emnist_jax.training import checkpoints, loop, train_step, weights
 from emnist_jax.training.optimizers import OPTIMIZERS, SCHEDULES
+from emnist_jax.training.run import build
 from test_datasets import config as dataset_config
 from test_datasets import example_files, idx_bytes, write
 from test_loop import make_config
@@ -557,7 +559,7 @@ def prepare(experiment: Path, *arguments: str):
         flag_values = flags.FlagValues()
         command_line.parse(["program", f"--config={experiment}", *arguments], flag_values=flag_values)
         config.validate(flag_values.config)
-        return loop._prepare(flag_values.config)
+        return build(flag_values.config)
 
     return attempt(start)
 
@@ -702,7 +704,7 @@ def trace(run) -> None:
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     logits = jax.eval_shape(
         lambda variables, images: run.model.clone(axis_name=None).apply(
-            variables, train_step.prepare(images, run.config, run.model.input_shape), train=False
+            variables, train_step.network_input(images, run.config, run.model.input_shape), train=False
         ),
         state.variables,
         images,
@@ -832,8 +834,8 @@ def test_what_is_no_file_in_a_workdir(tmp_path, name, kind):
     assert isinstance(found, errors.UserError) and str(tmp_path) in str(found)
 
 
-def progress_file(workdir: Path, step: int) -> Path:
-    (path,) = (workdir / f"checkpoints/{step}/progress").rglob("metadata")
+def record_file(workdir: Path, step: int) -> Path:
+    (path,) = (workdir / f"checkpoints/{step}/record").rglob("metadata")
     return path
 
 
@@ -842,14 +844,14 @@ def restorable(finished, folder):
     """A copy of the checkpoints, what is in them, and how to read them."""
     workdir = folder / "restorable"
     shutil.copytree(finished[0], workdir)
-    run = loop._prepare(make_config(**{"training.steps": 11}))
+    run = build(make_config(**{"training.steps": 11}))
     target = run.create_state.eval_shape(jax.random.key(0))
     with contextlib.closing(checkpoints.Checkpoints(workdir)) as saved:
-        yield progress_file(workdir, 11), lambda: saved.restore(target, [11])
+        yield record_file(workdir, 11), lambda: saved.restore(target, [11])
 
 
-def check_progress(restorable, content: bytes) -> bool:
-    """Restores a checkpoint with this for its progress: what was saved, or nothing."""
+def check_record(restorable, content: bytes) -> bool:
+    """Restores a checkpoint with this for its record: what was saved, or nothing."""
     path, restore = restorable
     intact = path.read_bytes()
     path.write_bytes(content)
@@ -857,34 +859,34 @@ def check_progress(restorable, content: bytes) -> bool:
         found = attempt(restore)
     finally:
         path.write_bytes(intact)
-    assert found is None or found[1] == json.loads(intact)["progress"]
+    assert found is None or dataclasses.asdict(found[1]) == json.loads(intact)["record"]
     return found is not None
 
 
 @pytest.mark.parametrize("content", JSON_GARBAGE, ids=lambda content: repr(content[:12]))
-def test_garbage_for_progress_is_a_damaged_checkpoint(restorable, content):
-    check_progress(restorable, content)
+def test_garbage_for_a_record_is_a_damaged_checkpoint(restorable, content):
+    check_record(restorable, content)
 
 
 @repeated(40)
 @given(randoms)
-def test_damaged_progress_is_whole_or_a_damaged_checkpoint(restorable, rng):
-    check_progress(restorable, mutated(rng, restorable[0].read_bytes()))
+def test_damaged_record_is_whole_or_a_damaged_checkpoint(restorable, rng):
+    check_record(restorable, mutated(rng, restorable[0].read_bytes()))
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_damaged_progress(finished, copy):
+def test_a_run_goes_on_from_the_checkpoint_before_damaged_record(finished, copy):
     (copy / "result.json").unlink()
-    path = progress_file(copy, 11)
+    path = record_file(copy, 11)
     path.write_bytes(path.read_bytes().replace(b'"step": 10', b'"step": 11'))
     result = start_again(copy)
     assert "resumed at step 10 of 11" in (copy / "log.txt").read_text()
     assert (result["test"], result["validation"]) == (finished[1]["test"], finished[1]["validation"])
 
 
-def test_without_intact_progress_no_run_goes_on(copy):
+def test_without_intact_record_no_run_goes_on(copy):
     (copy / "result.json").unlink()
     for step in (10, 11):
-        progress_file(copy, step).write_text("[]")
+        record_file(copy, step).write_text("[]")
     assert "no checkpoint" in str(start_again(copy))
 
 
@@ -911,7 +913,7 @@ def check_weights(folder: Path, kind: str, stored: bytes) -> bool:
     """Loads them: arrays of floating-point numbers, or an error."""
     path = folder / "weights"
     path.write_bytes(stored)
-    found = attempt(lambda: weights.load(f"{kind}:{path}"))
+    found = attempt(lambda: weights.load_file(f"{kind}:{path}"))
     if not isinstance(found, errors.UserError):
         assert all(array.dtype.kind == "f" for array in jax.tree.leaves(found))
         assert sum(array.nbytes for array in jax.tree.leaves(found)) <= 2 * len(stored)
@@ -948,7 +950,7 @@ def test_what_are_no_weights(tmp_path, data, message):
         file.attrs["layer_names"] = ["c1"]
         file.create_dataset("c1/c1/kernel:0", **data)
     with memory_of_at_most(0):
-        found = attempt(lambda: weights.load(f"keras:{path}"))
+        found = attempt(lambda: weights.load_file(f"keras:{path}"))
     assert isinstance(found, errors.UserError) and message in str(found)
 
 
@@ -960,19 +962,19 @@ def test_links_in_a_keras_file_lead_nowhere(tmp_path):
         file["c2"] = h5py.ExternalLink(tmp_path / "other.h5", "c2")
         file["c3"] = h5py.SoftLink("/c3")
         file["c1/self"] = file["c1"]
-    params, _ = attempt(lambda: weights.load(f"keras:{path}"))
+    params, _ = attempt(lambda: weights.load_file(f"keras:{path}"))
     assert params.keys() == {"c1"}
 
 
 @pytest.mark.parametrize("source", ["", ":", "keras:", "keras:/dev/zero", "pytorch:/", f"keras:{'x' * 300}", "x" * 300])
 def test_sources_that_are_no_files(source):
-    assert isinstance(attempt(lambda: checkpoints.transfer(source, {}, {})), errors.UserError)
+    assert isinstance(attempt(lambda: weights.transfer(source, {}, {})), errors.UserError)
 
 
 @pytest.mark.parametrize("kind", ["keras", "pytorch"])
 def test_a_pipe_for_weights(tmp_path, kind):
     os.mkfifo(tmp_path / "pipe")
-    assert isinstance(attempt(lambda: weights.load(f"{kind}:{tmp_path / 'pipe'}")), errors.UserError)
+    assert isinstance(attempt(lambda: weights.load_file(f"{kind}:{tmp_path / 'pipe'}")), errors.UserError)
 
 
 # Many more.
@@ -1020,10 +1022,10 @@ def test_fuzz_weights(folder, weight_files, kind):
 
 
 @pytest.mark.slow
-def test_fuzz_progress(restorable, caplog):
+def test_fuzz_record(restorable, caplog):
     caplog.set_level("ERROR", checkpoints.log.name)
     intact = restorable[0].read_bytes()
-    fuzz("checkpoints' progress", 500, lambda rng: check_progress(restorable, mutated(rng, intact)))
+    fuzz("checkpoints' records", 500, lambda rng: check_record(restorable, mutated(rng, intact)))
 
 
 @pytest.mark.slow

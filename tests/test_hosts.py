@@ -14,8 +14,8 @@ import pytest
 import yaml
 from absl import flags
 
-from emnist_jax import main
 from emnist_jax.errors import Stopped
+from emnist_jax.training import hosts
 from processes import MAIN, ROOT, TINY, Process, Processes, free_port, result_of, wait_for
 from test_loop import damage, numbers_of, parameters_of
 
@@ -124,12 +124,12 @@ def test_a_taken_port_ends_with_code_2(processes):
 
 
 def test_a_coordinator_that_does_not_start_is_named(monkeypatch):
-    monkeypatch.setattr(main, "COORDINATOR_PATIENCE", 1e-3)
+    monkeypatch.setattr(hosts, "START_TIMEOUT", 1e-3)
     with socket.create_server(("127.0.0.1", 0)) as coordinator:
         address = f"127.0.0.1:{coordinator.getsockname()[1]}"
-        main._wait_for_port(address)
+        hosts._wait_for_port(address)
     with pytest.raises(Stopped, match=f"does not listen at --coordinator_address={address} .*refused"):
-        main._wait_for_port(address)
+        hosts._wait_for_port(address)
 
 
 def finished(path: Path, start) -> Path:

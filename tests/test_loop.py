@@ -97,9 +97,9 @@ def stop_after(monkeypatch, epochs: int):
     """Makes the next run end, as by Ctrl-C, once it has saved that many epochs."""
     save = checkpoints.Checkpoints.save
 
-    def save_and_stop(self, state, progress):
-        save(self, state, progress)
-        if len(progress["epochs"]) == epochs:
+    def save_and_stop(self, state, record):
+        save(self, state, record)
+        if len(record.epochs) == epochs:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoints.Checkpoints, "save", save_and_stop)

@@ -96,7 +96,7 @@ def layers() -> dict:
 @pytest.mark.parametrize(("name", "weight_decay", "epsilon"), STORED)
 def test_stored_values(name, weight_decay, epsilon):
     config = config_of(name, weight_decay=weight_decay, epsilon=epsilon)
-    optimizer, _ = optimizers.create(config, 6, 1)
+    optimizer, _ = optimizers.make_optimizer(config, 6, 1)
     kernels, biases = (jnp.array(x) for x in zip(*map(gradients, range(6)), strict=True))
     start = {"kernel": jnp.array(KERNEL), "bias": jnp.array(BIAS)}
     end = descend(optimizer, start, lambda _, t: {"kernel": kernels[t], "bias": biases[t]}, 6)
@@ -122,7 +122,7 @@ def test_stored_values_cover_every_optimizer_but_muon():
 )
 def test_setting_reaches_the_optimizer(name, setting, value):
     def train(**changes):
-        optimizer, _ = optimizers.create(config_of(name, **changes), 3, 1)
+        optimizer, _ = optimizers.make_optimizer(config_of(name, **changes), 3, 1)
         kernels = jnp.array([gradients(t)[0] for t in range(3)])
         return descend(optimizer, jnp.array(KERNEL), lambda _, t: kernels[t], 3)
 
@@ -131,7 +131,7 @@ def test_setting_reaches_the_optimizer(name, setting, value):
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_lowers_a_quadratic_loss(name):
-    optimizer, _ = optimizers.create(config_of(name, rate=0.02), 40, 1)
+    optimizer, _ = optimizers.make_optimizer(config_of(name, rate=0.02), 40, 1)
     target = jax.tree.map(lambda x: x + 0.3 * jnp.sign(jnp.sin(50 * x)), layers())
     end = descend(optimizer, layers(), lambda params, _: jax.tree.map(jnp.subtract, params, target), 40)
     for key, value in layers().items():
@@ -144,7 +144,7 @@ def test_weight_decay_shrinks_kernels_only(name):
     start = layers()
     zeros = jax.tree.map(jnp.zeros_like, start)
     for weight_decay in (0.0, 0.1):
-        optimizer, _ = optimizers.create(config_of(name, weight_decay=weight_decay, rate=0.01), 3, 1)
+        optimizer, _ = optimizers.make_optimizer(config_of(name, weight_decay=weight_decay, rate=0.01), 3, 1)
         end = descend(optimizer, start, lambda *_: zeros, 3)
         for key in ("bias", "scale") if weight_decay else start:
             np.testing.assert_array_equal(end[key], start[key], err_msg=key)
@@ -156,7 +156,7 @@ def test_weight_decay_shrinks_kernels_only(name):
 def test_weight_decay_shrinks_all_where_asked(name):
     start = layers()
     settings = dict(weight_decay=0.1, decay_biases_and_norms=True, rate=0.01)
-    optimizer, _ = optimizers.create(config_of(name, **settings), 3, 1)
+    optimizer, _ = optimizers.make_optimizer(config_of(name, **settings), 3, 1)
     end = descend(optimizer, start, lambda *_: jax.tree.map(jnp.zeros_like, start), 3)
     for key in start:
         assert (np.abs(end[key]) < np.abs(start[key])).all(), key
@@ -164,9 +164,9 @@ def test_weight_decay_shrinks_all_where_asked(name):
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_weight_decay_is_decoupled(name):
-    optimizer, _ = optimizers.create(config_of(name, weight_decay=0.5, rate=0.01), 1, 1)
+    optimizer, _ = optimizers.make_optimizer(config_of(name, weight_decay=0.5, rate=0.01), 1, 1)
     gradient = jax.tree.map(lambda x: jnp.sin(50 * x), layers())
-    bare, _ = optimizers.create(config_of(name, weight_decay=0.0, rate=0.01), 1, 1)
+    bare, _ = optimizers.make_optimizer(config_of(name, weight_decay=0.0, rate=0.01), 1, 1)
     end, without = (descend(o, layers(), lambda *_: gradient, 1) for o in (optimizer, bare))
     for key in ("conv", "dense"):
         np.testing.assert_allclose(end[key], without[key] - 0.01 * 0.5 * layers()[key], atol=1e-6)
@@ -181,7 +181,7 @@ def test_muon_orthogonalises(layer, fan_in):
     directions = np.linalg.qr(rng.normal(size=(fan_in, fan_out)))[0] * np.geomspace(1, 0.05, fan_out)
     params_gradients = jax.tree.map(jnp.ones_like, params)
     params_gradients[layer] = jnp.asarray(directions, "float32").reshape(params[layer].shape)
-    optimizer, _ = optimizers.create(config_of("muon", rate=0.1), 1, 1)
+    optimizer, _ = optimizers.make_optimizer(config_of("muon", rate=0.1), 1, 1)
     end = descend(optimizer, params, lambda *_: params_gradients, 1)
     step = np.asarray(end[layer] - params[layer]).reshape(fan_in, fan_out) / 0.1
     singular_values = np.linalg.svd(step, compute_uv=False)
@@ -191,7 +191,7 @@ def test_muon_orthogonalises(layer, fan_in):
 
 def rates(config, steps: int, steps_per_epoch: int) -> np.ndarray:
     """Returns the learning rate of step 0 to `steps`, the last being the one after the end."""
-    _, schedule = optimizers.create(config, steps, steps_per_epoch)
+    _, schedule = optimizers.make_optimizer(config, steps, steps_per_epoch)
     return np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(steps + 1)))
 
 
@@ -247,65 +247,7 @@ def test_every_schedule_is_tested():
 def test_optimizer_follows_the_schedule(name):
     """At rate 0 from the fourth step on nothing may move: also not by momentum or weight decay."""
     config = config_of(name, schedule="step", step_epochs=3.0, factor=1e-9, weight_decay=0.1, rate=0.01)
-    optimizer, _ = optimizers.create(config, 8, 1)
+    optimizer, _ = optimizers.make_optimizer(config, 8, 1)
     three, five = (descend(optimizer, layers(), lambda p, _: p, steps) for steps in (3, 5))
     assert all(np.allclose(three[key], five[key], rtol=0, atol=1e-6) for key in three)
     assert not np.allclose(three["conv"], layers()["conv"], atol=1e-3)
-
-
-LOSSES = [
-    9.0,
-    8.0,
-    7.995,
-    7.9999,
-    7.9998,
-    7.99,
-    7.9895,
-    7.9892,
-    7.9,
-    7.9,
-    7.8,
-    7.81,
-    7.82,
-    7.83,
-    7.84,
-    7.85,
-    7.86,
-]
-
-
-def plateau_rates(**settings) -> list[float]:
-    """Returns the learning rate after each of the epochs' validation losses."""
-    config = config_of(schedule="plateau", factor=0.5, min_delta=1e-3, **settings)
-    plateau = optimizers.create_plateau(config)
-    state = plateau.init({"kernel": jnp.zeros(2)})
-    feed = jax.jit(lambda state, loss: optimizers.feed_plateau(plateau, state, loss))
-    values = []
-    for loss in LOSSES:
-        state = feed(state, loss)
-        values.append(0.1 * float(state.scale))
-    return values
-
-
-# keras.callbacks.ReduceLROnPlateau(factor=0.5, patience=..., min_delta=1e-3, min_lr=...) at 0.1. PyTorch's
-# ReduceLROnPlateau(optimizer, factor=0.5, patience=..., threshold=1e-3, threshold_mode="abs") gives the rows
-# of 2 and 3 with its patience 1 and 2. Its default mode is relative: with it the first reduction comes one
-# epoch earlier, since 7.995 is then no improvement on 8.0.
-PLATEAU = {
-    (1, 0.0): [0.1] * 3 + [0.05, 0.025, 0.025, 0.0125, 0.00625, 0.00625, 0.003125, 0.003125]
-    + [0.003125 / 2**n for n in range(1, 7)],
-    (2, 0.0): [0.1] * 4 + [0.05] * 3 + [0.025] * 5 + [0.0125] * 2 + [0.00625] * 2 + [0.003125],
-    (3, 0.0): [0.1] * 13 + [0.05] * 3 + [0.025],
-    (2, 0.01): [0.1] * 4 + [0.05] * 3 + [0.025] * 5 + [0.0125] * 2 + [0.01] * 3,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("patience", "minimum"), PLATEAU)
-def test_plateau_equals_keras(patience, minimum):
-    values = plateau_rates(patience_epochs=patience, min_learning_rate=minimum)
-    np.testing.assert_allclose(values, PLATEAU[patience, minimum], rtol=1e-5)
-
-
-def test_only_the_plateau_schedule_has_a_plateau():
-    for name in optimizers.SCHEDULES:
-        assert (optimizers.create_plateau(config_of(schedule=name)) is not None) == (name == "plateau")

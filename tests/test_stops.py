@@ -26,6 +26,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from emnist_jax import datasets
 from emnist_jax.errors import Stopped, UserError
 from emnist_jax.training import checkpoints, evaluation, loop, train_step
+from emnist_jax.training.record import Record
 from emnist_jax.training.signals import SIGNALS, StopRequest
 from test_datasets import example_files, write
 from test_loop import damage, make_config, numbers_of, parameters_of, scalars_of
@@ -112,15 +113,13 @@ def small_state(step: int) -> train_step.TrainState:
         params=params,
         batch_stats={},
         opt_state=(),
-        ema_params=None,
-        plateau=None,
-        learning_rate_scale=jnp.ones(()),
+        ema=None,
         metrics=train_step.Metrics.empty(),
     )
 
 
-def progress_of(step: int) -> dict:
-    return {"epochs": [{"step": i, "validation": {"top1": i / 100}} for i in range(10, step + 1, 10)]}
+def record_of(step: int) -> Record:
+    return Record("", [{"step": i, "validation": {"top1": i / 100}} for i in range(10, step + 1, 10)])
 
 
 def restore_latest(workdir: Path):
@@ -133,7 +132,7 @@ def two_checkpoints(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("two")
     with contextlib.closing(checkpoints.Checkpoints(workdir)) as saved:
         for step in (10, 20):
-            saved.save(small_state(step), progress_of(step))
+            saved.save(small_state(step), record_of(step))
     return workdir
 
 
@@ -163,18 +162,18 @@ def test_a_checkpoint_with_one_damaged_file_is_whole_or_gives_way(two_checkpoint
     for number, file in enumerate(files):
         workdir = shutil.copytree(two_checkpoints, tmp_path / str(number))
         damage_file(workdir / file)
-        state, progress = restore_latest(workdir)
+        state, record = restore_latest(workdir)
         step = int(state.step)
         given_way += step == 10
         jax.tree.map(np.testing.assert_array_equal, state, small_state(step))
-        assert progress == progress_of(step)
+        assert record == record_of(step)
     gc.collect()
     assert len(files) > 8 and given_way > 2
 
 
 def test_a_checkpoint_that_cannot_be_read_is_set_aside(two_checkpoints, tmp_path):
     workdir = shutil.copytree(two_checkpoints, tmp_path / "run")
-    manifest = workdir / "checkpoints/20/progress/metadata"
+    manifest = workdir / "checkpoints/20/record/metadata"
     assert manifest.exists()
     content = manifest.read_bytes()
     manifest.unlink()
@@ -182,7 +181,7 @@ def test_a_checkpoint_that_cannot_be_read_is_set_aside(two_checkpoints, tmp_path
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["10"]
     # For the cause may pass.
     (aside,) = (workdir / "set_aside").iterdir()
-    (aside / "progress/metadata").write_bytes(content)
+    (aside / "record/metadata").write_bytes(content)
     aside.rename(workdir / "checkpoints/20")
     assert restore_latest(workdir)[0].step == 20
 
@@ -206,9 +205,9 @@ def test_where_no_checkpoint_is_intact_nothing_starts_over(two_checkpoints, tmp_
 def test_the_last_epoch_and_the_best_outlive_stops_within_an_epoch(tmp_path):
     with contextlib.closing(checkpoints.Checkpoints(tmp_path)) as saved:
         for step in (10, 20, 30, 33, 36, 39):
-            progress = progress_of(step)
-            progress["epochs"][0]["validation"]["top1"] = 0.9
-            saved.save(small_state(step), progress)
+            record = record_of(step)
+            record.epochs[0]["validation"]["top1"] = 0.9
+            saved.save(small_state(step), record)
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [10, 30, 36, 39]
 
 
@@ -220,11 +219,12 @@ def test_a_full_disk_leaves_the_last_checkpoint_intact(two_checkpoints, tmp_path
         pytest.raises(UserError, match="0.5 MiB left.* checkpoint takes up to"),
         contextlib.closing(checkpoints.Checkpoints(workdir)) as saved,
     ):
-        saved.save(small_state(30), progress_of(30))
+        saved.save(small_state(30), record_of(30))
     assert restore_latest(workdir)[0].step == 20
 
 
 def test_a_log_that_cannot_be_written_ends_the_run(tmp_path):
+    (tmp_path / "lock").touch()
     (tmp_path / "log.txt").symlink_to("/dev/full")
     with pytest.raises(OSError) as raised:
         loop.train_and_evaluate(make_config(), tmp_path)

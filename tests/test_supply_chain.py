@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from emnist_jax import datasets
-from emnist_jax.training import checkpoints, loop
+from emnist_jax.training import checkpoints, weights
+from emnist_jax.training.run import build
 from test_datasets import config as dataset_config
 from test_datasets import example_files, write
 from test_loop import make_config
@@ -62,10 +63,10 @@ def test_archives_are_read_where_they_lie(tmp_path):
 
 def test_checkpoints_are_not_unpickled(finished, tmp_path):
     workdir, _ = finished
-    run = loop._prepare(make_config())
+    run = build(make_config())
     state = run.initial_state()
     with audited() as events:
-        checkpoints.transfer(str(workdir), state.params, state.batch_stats)
+        weights.transfer(str(workdir), state.params, state.batch_stats)
         with contextlib.closing(checkpoints.Checkpoints(workdir)) as saved:
             assert saved.restore_latest(state)
     assert events and not unpickled(events)

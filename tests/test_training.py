@@ -8,9 +8,11 @@ import pytest
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+import test_loop
 from emnist_jax import config as config_lib
 from emnist_jax.models import plain
-from emnist_jax.training import optimizers, train_step
+from emnist_jax.training import evaluation, optimizers, train_step
+from emnist_jax.training.run import build
 
 LAYERS = (
     plain.Conv(4, 3, padding=1, bias=True, batch_norm=True, dropout=True),
@@ -57,16 +59,14 @@ def train(config, devices: int, steps: int = 5, calls=None):
     """Returns the state after some steps, done in calls of the given sizes."""
     mesh = mesh_of(devices)
     model = make_model(config)
-    optimizer, _ = optimizers.create(config, 8, 4)
-    state = train_step.make_create_state(model, optimizer, optimizers.create_plateau(config), config, mesh)(
-        jax.random.key(config.seed)
-    )
+    optimizer, _ = optimizers.make_optimizer(config, 8, 4)
+    state = train_step.make_initial_state(model, optimizer, config, mesh)(jax.random.key(config.seed))
     images, labels = images_and_labels()
     epoch_order = train_step.make_epoch_order(len(images), config.training.batch_size, mesh)
     train_steps = train_step.make_train_steps(model, optimizer, config, mesh)
     for count in calls or (steps,):
         order = epoch_order(jax.random.key(1), state.step // 4)
-        state = train_steps(state, images, labels, order, jax.random.key(2), count)
+        state = train_steps(state, images, labels, order, jax.random.key(2), 1.0, count)
     return jax.device_get(state)
 
 
@@ -78,8 +78,8 @@ def assert_trees_close(a, b, rtol=1e-4, atol=1e-5):
 
 def gradients_of(config, devices: int):
     model = make_model(config)
-    optimizer, _ = optimizers.create(config, 8, 4)
-    state = train_step.make_create_state(model, optimizer, None, config, mesh_of(devices))(jax.random.key(config.seed))
+    optimizer, _ = optimizers.make_optimizer(config, 8, 4)
+    state = train_step.make_initial_state(model, optimizer, config, mesh_of(devices))(jax.random.key(config.seed))
     images, labels = images_and_labels(16)
     return jax.jit(
         jax.shard_map(
@@ -109,7 +109,7 @@ def test_gradients_without_batch_norm_synchronisation_are_the_mean_of_the_shards
     @jax.jit
     def shard_gradients(images, labels):
         def loss_of(params):
-            x = train_step.prepare(images, config, model.input_shape)
+            x = train_step.network_input(images, config, model.input_shape)
             logits, updates = model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
             return loss, updates["batch_stats"]
@@ -138,45 +138,59 @@ def test_bfloat16_keeps_parameters_in_float32_and_learns_alike():
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
-def test_plateau_scale_multiplies_the_update():
-    config = make_config(**{"schedule.name": "plateau", "optimizer.name": "sgd"})
+def test_the_scale_multiplies_the_update():
+    config = make_config(**{"optimizer.name": "sgd"})
     model = make_model(config)
-    optimizer, _ = optimizers.create(config, 8, 4)
+    optimizer, _ = optimizers.make_optimizer(config, 8, 4)
     images, labels = images_and_labels()
     train_steps = train_step.make_train_steps(model, optimizer, config, mesh_of(1))
     order = jnp.arange(16, dtype=jnp.int32)[None]
     moves = []
     for scale in (1.0, 0.25):
-        state = train_step.make_create_state(model, optimizer, optimizers.create_plateau(config), config, mesh_of(1))(
-            jax.random.key(config.seed)
-        )
+        state = train_step.make_initial_state(model, optimizer, config, mesh_of(1))(jax.random.key(config.seed))
         before = jax.device_get(state.params)
-        state = state.replace(plateau=state.plateau._replace(scale=jnp.float32(scale)))
-        after = jax.device_get(train_steps(state, images, labels, order, jax.random.key(2), 1).params)
+        after = jax.device_get(train_steps(state, images, labels, order, jax.random.key(2), scale, 1).params)
         moves.append(jax.tree.map(np.subtract, after, before))
     assert_trees_close(moves[1], jax.tree.map(lambda x: 0.25 * x, moves[0]), 1e-3, 1e-6)
 
 
 def test_an_update_that_is_not_finite_is_not_taken():
     config = make_config(**{"optimizer.name": "sgd"})
-    optimizer, _ = optimizers.create(config, 8, 4)
+    optimizer, _ = optimizers.make_optimizer(config, 8, 4)
     model = make_model(config)
-    state = train_step.make_create_state(model, optimizer, None, config, mesh_of(1))(jax.random.key(config.seed))
+    state = train_step.make_initial_state(model, optimizer, config, mesh_of(1))(jax.random.key(config.seed))
     before = jax.device_get(state)
-    state = state.replace(learning_rate_scale=jnp.float32(np.inf))
     train_steps = train_step.make_train_steps(model, optimizer, config, mesh_of(1))
     order = jnp.arange(16, dtype=jnp.int32)[None]
-    after = train_steps(state, *images_and_labels(), order, jax.random.key(2), 1)
+    after = train_steps(state, *images_and_labels(), order, jax.random.key(2), np.inf, 1)
     assert after.step == 0
     assert_trees_close(after.params, before.params, 0, 0)
 
 
-def test_ema_is_the_moving_average_of_the_parameters():
-    config = make_config(**{"training.ema_decay": 0.75})
-    initial, first = (train(config, 1, calls=(count,)) for count in (0, 1))
-    expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, initial.params, first.params)
-    assert_trees_close(first.ema_params, expected)
-    assert first.variables["params"] is first.ema_params
+def test_the_moving_average_reads_as_well_as_the_network_that_it_follows():
+    changes = {"training.ema_decay": 0.995, "training.batch_size": 32, "training.steps": 120}
+    run = build(test_loop.make_config(**changes, **{"dataset.train_per_class": 100, "optimizer.learning_rate": 0.1}))
+    train, test = run.dataset.train, run.dataset.test
+    order = train_step.make_epoch_order(len(train.labels), 32, run.mesh)
+    train_steps = train_step.make_train_steps(run.model, run.optimizer, run.config, run.mesh)
+    state = run.initial_state()
+    for epoch in range(120 // run.steps_per_epoch):
+        rows = order(jax.random.key(0), epoch)
+        state = train_steps(state, train.images, train.labels, rows, jax.random.key(1), 1.0, run.steps_per_epoch)
+    evaluator = evaluation.Evaluator(run.model, run.config, run.mesh, state.variables, (28, 28), len(test.labels))
+    top1s = {}
+    for name, variables in (("raw", {"params": state.params, "batch_stats": state.batch_stats}), ("ema", state.ema)):
+        logits = evaluator.logits(variables, evaluator.batches(test.images), len(test.labels))
+        top1s[name] = evaluation.measure(logits, test.labels)["top1"]
+    print(top1s)
+    assert state.variables is state.ema
+    assert top1s["ema"] > top1s["raw"] - 0.1 and top1s["raw"] > 0.5
+
+
+def test_the_decay_of_the_moving_average_rises_to_its_setting():
+    config = make_config(**{"training.ema_decay": 0.5})
+    decays = [float(train_step.ema_decay(config, jnp.int32(step))) for step in (0, 1, 7, 8, 9, 1000)]
+    np.testing.assert_allclose(decays, [1 / 10, 2 / 11, 8 / 17, 0.5, 0.5, 0.5], rtol=1e-6)
 
 
 def test_the_setting_for_deterministic_gpus_compiles_and_changes_nothing_on_a_cpu():
@@ -198,11 +212,11 @@ def test_every_epoch_is_another_permutation():
     assert (epochs[0] != epochs[1]).any()
 
 
-def test_prepare_pads_normalises_and_repeats():
+def test_network_input_pads_normalises_and_repeats():
     config = config_lib.base()
     config.dataset.mean, config.dataset.std = 0.25, 0.5
     images = images_and_labels(3)[0]
-    x = np.asarray(train_step.prepare(images, config, (32, 32, 3)))
+    x = np.asarray(train_step.network_input(images, config, (32, 32, 3)))
     assert x.shape == (3, 32, 32, 3)
     np.testing.assert_allclose(x[:, 2:30, 2:30, 1], (images / 255 - 0.25) / 0.5, rtol=1e-4)
     np.testing.assert_array_equal(x[..., 0], x[..., 2])

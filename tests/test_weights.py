@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from emnist_jax import models
 from emnist_jax.errors import UserError
-from emnist_jax.training import checkpoints, weights
+from emnist_jax.training import weights
 
 
 def initial(name: str, classes: int = 47) -> tuple[dict, dict]:
@@ -46,7 +46,7 @@ def test_a_keras_file_is_loaded(tmp_path, group):
     shapes, _ = initial("lenet5")
     params = random(shapes, 0)
     write_h5(tmp_path / "weights.h5", keras_layers(params), group)
-    loaded, batch_stats = checkpoints.transfer(f"keras:{tmp_path / 'weights.h5'}", shapes, {})
+    loaded, batch_stats = weights.transfer(f"keras:{tmp_path / 'weights.h5'}", shapes, {})
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     assert batch_stats == {}
 
@@ -59,7 +59,7 @@ def test_the_head_of_other_classes_stays_ours(tmp_path, without_head):
         del layers["predictions"]
     write_h5(tmp_path / "weights.h5", layers)
     ours = random(initial("lenet5")[0], 1)
-    loaded, _ = checkpoints.transfer(f"keras:{tmp_path / 'weights.h5'}", ours, {})
+    loaded, _ = weights.transfer(f"keras:{tmp_path / 'weights.h5'}", ours, {})
     jax.tree.map(np.testing.assert_array_equal, loaded, params | {"head": ours["head"]})
 
 
@@ -75,7 +75,7 @@ def test_a_pytorch_file_is_loaded(tmp_path):
             state |= {f"{layer}.running_mean": stats[layer]["mean"], f"{layer}.running_var": stats[layer]["var"]}
             state[f"{layer}.num_batches_tracked"] = np.array(3)
     save_file(state, tmp_path / "weights.safetensors")
-    loaded = checkpoints.transfer(f"pytorch:{tmp_path / 'weights.safetensors'}", shapes, stats_shapes)
+    loaded = weights.transfer(f"pytorch:{tmp_path / 'weights.safetensors'}", shapes, stats_shapes)
     jax.tree.map(np.testing.assert_array_equal, loaded, (params, stats))
 
 
@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_one_clear_error(tmp_path):
 
     def message(source):
         with pytest.raises(UserError) as error:
-            checkpoints.transfer(source, shapes, {})
+            weights.transfer(source, shapes, {})
         assert "\n" not in str(error.value)
         return str(error.value)
 

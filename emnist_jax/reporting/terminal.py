@@ -4,11 +4,17 @@ import logging
 import math
 import os
 import sys
+import time
 from pathlib import Path
 
+import rich.progress
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+log = logging.getLogger(__name__)
+
+# Between two lines of progress without a terminal.
+LOG_SECONDS = 60.0
 
 
 class _Console(Console):
@@ -56,19 +62,37 @@ def stop_log() -> None:
         logger.removeHandler(handler)
 
 
-def progress_bar(step: int, total_steps: int) -> Progress:
-    """Returns a bar at `step`, with the time remaining, on a terminal, and nothing elsewhere."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("step {task.completed:.0f} of {task.total:.0f},"),
-        TimeRemainingColumn(),
-        TextColumn("to go"),
-        console=CONSOLE,
-        disable=not CONSOLE.is_terminal,
-    )
-    bar.add_task("training", total=total_steps, completed=step)
-    return bar
+class Progress:
+    """The steps done and the time left: a bar on a terminal, a log line every minute elsewhere."""
+
+    def __init__(self, step: int, total_steps: int):
+        self._first, self._total = step, total_steps
+        self._started = self._told = time.monotonic()
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.TextColumn("step {task.completed:.0f} of {task.total:.0f},"),
+            rich.progress.TimeRemainingColumn(),
+            rich.progress.TextColumn("to go"),
+            console=CONSOLE,
+            disable=not CONSOLE.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=total_steps, completed=step)
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._bar.stop()
+
+    def update(self, step: int) -> None:
+        self._bar.update(self._task, completed=step)
+        now = time.monotonic()
+        if self._bar.disable and now > self._told + LOG_SECONDS and step > self._first:
+            self._told = now
+            left = (now - self._started) / (step - self._first) * (self._total - step)
+            log.info("step %s of %s, %.0f minutes to go", f"{step:,}", f"{self._total:,}", left / 60)
 
 
 def standard_error(fraction: float, examples: int) -> float:

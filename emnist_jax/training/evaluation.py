@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from emnist_jax.models.layers import Network
-from emnist_jax.training.train_step import AXIS, Metrics, compiler_options, prepare, put
+from emnist_jax.training.train_step import AXIS, Metrics, compiler_options, network_input, to_devices
 
 
 class Evaluator:
@@ -31,21 +31,23 @@ class Evaluator:
 
         @partial(jax.shard_map, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(AXIS))
         def forward(variables, images):
-            return model.apply(variables, prepare(images, config, model.input_shape), train=False)
+            return model.apply(variables, network_input(images, config, model.input_shape), train=False)
 
         shape = jax.ShapeDtypeStruct((self.batch_size, *image_shape), np.uint8, sharding=self._sharding)
         # Every process gets all logits.
         forward = jax.jit(forward, out_shardings=NamedSharding(mesh, P()), compiler_options=compiler_options(config))
         self._forward = forward.lower(variables, shape).compile()
 
-    def put(self, images: np.ndarray) -> list[jax.Array]:
-        """Puts uint8 images `[N, H, W]` on the devices, in batches; the last one is filled up with zeros."""
+    def batches(self, images: np.ndarray) -> list[jax.Array]:
+        """Copies uint8 images `[N, H, W]` to the devices, in batches; the last one is filled up with zeros."""
         filler = np.zeros((-len(images) % self.batch_size, *images.shape[1:]), np.uint8)
         images = np.concatenate([images, filler])
-        return [put(images[i : i + self.batch_size], self._sharding) for i in range(0, len(images), self.batch_size)]
+        return [
+            to_devices(images[i : i + self.batch_size], self._sharding) for i in range(0, len(images), self.batch_size)
+        ]
 
     def logits(self, variables, batches: list[jax.Array], num_examples: int) -> np.ndarray:
-        """Runs the network on `put` images: float32 logits `[num_examples, num_classes]`."""
+        """Runs the network on `batches`: float32 logits `[num_examples, num_classes]`."""
         outputs = [self._forward(variables, batch) for batch in batches]
         return np.concatenate([np.asarray(output) for output in outputs])[:num_examples]
 

@@ -5,7 +5,6 @@ BatchNorm (every parameter of fewer than two dimensions) alone, unless `decay_bi
 """
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from emnist_jax.errors import UserError
@@ -79,12 +78,13 @@ SCHEDULES = {
     "constant": lambda config, rate, steps, steps_per_epoch: optax.constant_schedule(rate),
     "cosine": _cosine,
     "onecycle": _onecycle,  # torch.optim.lr_scheduler.OneCycleLR, without its cycling of momentum
+    # `Record.plateau_scale` lowers it.
     "plateau": lambda config, rate, steps, steps_per_epoch: optax.constant_schedule(rate),
     "step": _step,  # torch.optim.lr_scheduler.StepLR
 }
 
 
-def create(config, steps: int, steps_per_epoch: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def make_optimizer(config, steps: int, steps_per_epoch: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Builds the optimizer and the schedule that it follows.
 
     Args:
@@ -101,24 +101,3 @@ def create(config, steps: int, steps_per_epoch: int) -> tuple[optax.GradientTran
     rate = config.optimizer.learning_rate
     schedule = SCHEDULES[config.schedule.name](config.schedule, rate, steps, steps_per_epoch)
     return OPTIMIZERS[config.optimizer.name](config.optimizer, schedule), schedule
-
-
-def create_plateau(config) -> optax.GradientTransformationExtraArgs | None:
-    """Returns ReduceLROnPlateau as Keras has it, to be fed the validation loss once an epoch, or None.
-
-    Its state's `scale` multiplies the optimizer's updates. PyTorch's reduces one epoch later than its patience.
-    """
-    if config.schedule.name != "plateau":
-        return None
-    return optax.contrib.reduce_on_plateau(
-        config.schedule.factor,
-        config.schedule.patience_epochs,
-        rtol=config.schedule.min_delta if config.schedule.relative_delta else 0.0,
-        atol=0.0 if config.schedule.relative_delta else config.schedule.min_delta,
-        min_scale=config.schedule.min_learning_rate / config.optimizer.learning_rate,
-    )
-
-
-def feed_plateau(plateau: optax.GradientTransformationExtraArgs, state, validation_loss: float):
-    """Returns the plateau's state after one more epoch."""
-    return plateau.update(jnp.zeros(()), state, value=validation_loss)[1]

@@ -5,17 +5,13 @@ import signal
 import stat
 import threading
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def handle(handler) -> dict:
-    """Sets the handler of all `SIGNALS`, but of SIGHUP under nohup, and returns the former ones."""
-    deaf = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
-    return {number: signal.signal(number, handler) for number in SIGNALS if number not in deaf}
+    """Sets the handler of all `SIGNALS`, but under nohup not of SIGHUP, and returns the former ones."""
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    return {number: signal.signal(number, handler) for number in SIGNALS if number not in ignored}
 
 
 class StopRequest:
@@ -49,6 +45,10 @@ class StopRequest:
 
     def received(self) -> str | None:
         """Returns the name of the signal that any process received. All processes must ask at the same step."""
+        import jax  # late: the commands handle signals before they import it
+        import numpy as np
+        from jax.experimental import multihost_utils
+
         number = self._signal
         if jax.process_count() > 1:
             number = multihost_utils.process_allgather(np.int32(number)).max()

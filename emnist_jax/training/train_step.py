@@ -50,9 +50,7 @@ class TrainState(flax.struct.PyTreeNode):
       params: Parameters, float32.
       batch_stats: BatchNorm's running statistics.
       opt_state: Of the optax optimizer.
-      ema_params: Moving average of the parameters, or None.
-      plateau: State of ReduceLROnPlateau, or None.
-      learning_rate_scale: Multiplies the learning rate; below 1 after a rollback.
+      ema: Moving averages of params and batch_stats, as variables of the network, or None.
       metrics: Of the training batches so far in this epoch.
     """
 
@@ -60,16 +58,13 @@ class TrainState(flax.struct.PyTreeNode):
     params: Any
     batch_stats: Any
     opt_state: Any
-    ema_params: Any
-    plateau: Any
-    learning_rate_scale: jax.Array
+    ema: Any
     metrics: Metrics
 
     @property
     def variables(self) -> dict:
         """What the network is evaluated with."""
-        params = self.params if self.ema_params is None else self.ema_params
-        return {"params": params, "batch_stats": self.batch_stats}
+        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def make_mesh() -> Mesh:
@@ -77,14 +72,14 @@ def make_mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def put(tree, sharding: NamedSharding):
-    """Puts a tree of arrays on the devices of all processes, each of which holds the whole tree."""
+def to_devices(tree, sharding: NamedSharding):
+    """Copies a tree of arrays, whole in every process, to the devices of all processes."""
 
-    def put_array(x):
+    def copy(x):
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
 
-    return jax.tree.map(put_array, tree)
+    return jax.tree.map(copy, tree)
 
 
 def compiler_options(config) -> dict:
@@ -92,27 +87,17 @@ def compiler_options(config) -> dict:
     return {"xla_gpu_deterministic_ops": True} if config.deterministic else {}
 
 
-def make_create_state(
-    model: Network,
-    optimizer: optax.GradientTransformation,
-    plateau: optax.GradientTransformationExtraArgs | None,
-    config,
-    mesh: Mesh,
-) -> Callable:
-    """Returns `create_state(key) -> TrainState`: the initial state, the same on every device of the mesh."""
+def make_initial_state(model: Network, optimizer: optax.GradientTransformation, config, mesh: Mesh) -> Callable:
+    """Returns `initial_state(key) -> TrainState`: the state at step 0, the same on every device of the mesh."""
 
-    def create(key):
-        variables = model.init(key, jnp.zeros((1, *model.input_shape)), train=False)
-        params = variables["params"]
+    def initial_state(key):
+        variables = {"batch_stats": {}, **model.init(key, jnp.zeros((1, *model.input_shape)), train=False)}
         return TrainState(
             step=jnp.zeros((), jnp.int32),
-            params=params,
-            batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.init(params),
+            **variables,
+            opt_state=optimizer.init(variables["params"]),
             # A copy: the state's buffers are donated, and one buffer cannot be donated twice.
-            ema_params=jax.tree.map(jnp.copy, params) if config.training.ema_decay else None,
-            plateau=plateau.init(params) if plateau else None,
-            learning_rate_scale=jnp.ones(()),
+            ema=jax.tree.map(jnp.copy, variables) if config.training.ema_decay else None,
             metrics=Metrics.empty(),
         )
 
@@ -120,10 +105,10 @@ def make_create_state(
     if jax.default_backend() == "cpu":
         # It runs once: without this, compiling a large network's initial weights takes as long as its training step.
         options["xla_backend_optimization_level"] = 0
-    return jax.jit(create, out_shardings=NamedSharding(mesh, P()), compiler_options=options)
+    return jax.jit(initial_state, out_shardings=NamedSharding(mesh, P()), compiler_options=options)
 
 
-def prepare(images: jax.Array, config, input_shape: tuple[int, int, int], keys=None) -> jax.Array:
+def network_input(images: jax.Array, config, input_shape: tuple[int, int, int], keys=None) -> jax.Array:
     """Turns stored images into a network's input: pads to its size, augments, normalises, repeats grey.
 
     Args:
@@ -171,7 +156,7 @@ def loss_and_gradients(model: Network, config, state: TrainState, images, labels
       Gradients, new batch_stats and `Metrics`, all over the global batch.
     """
     augmentation_key, dropout_key = jax.random.split(key)
-    x = prepare(images, config, model.input_shape, augmentation_keys(augmentation_key, len(images)))
+    x = network_input(images, config, model.input_shape, augmentation_keys(augmentation_key, len(images)))
 
     def loss_of(params):
         logits, updates = model.apply(
@@ -196,43 +181,44 @@ def loss_and_gradients(model: Network, config, state: TrainState, images, labels
     return gradients, batch_stats, metrics
 
 
+def ema_decay(config, step: jax.Array) -> jax.Array:
+    """Returns the decay of the moving averages: small at first, so that they soon forget the initial weights."""
+    return jnp.minimum(config.training.ema_decay, (1 + step) / (10 + step))
+
+
 def make_train_steps(model: Network, optimizer: optax.GradientTransformation, config, mesh: Mesh) -> Callable:
     """Returns the compiled-once program of training.
 
     Returns:
-      `train_steps(state, images, labels, order, key, count) -> state`: does `count` steps on uint8 images
-      `[N, H, W]` and int32 labels `[N]`, taking the batches from `order` (rows, int32
-      `[steps per epoch, batch]`), beginning at the state's place in the epoch. The state is donated. It stays
-      as it was before the first step whose loss, gradient or update is not finite: `step` tells.
+      `train_steps(state, images, labels, order, key, scale, count) -> state`: does `count` steps on uint8 images
+      `[N, H, W]` and int32 labels `[N]`, with `scale` times the schedule's learning rate. The batches come from
+      `order` (rows, int32 `[steps per epoch, batch]`), beginning at the state's place in the epoch. The state is
+      donated. It stays as it was before the first step whose loss, gradient or update is not finite: `step` tells.
     """
 
     @partial(
         jax.shard_map,
         mesh=mesh,
-        in_specs=(P(), P(), P(), P(None, AXIS), P(), P()),
+        in_specs=(P(), P(), P(), P(None, AXIS), P(), P(), P()),
         out_specs=P(),
     )
-    def train_steps(state, images, labels, order, key, count):
+    def train_steps(state, images, labels, order, key, scale, count):
         def step(_, state):
             rows = order[state.step % len(order)]
             gradients, batch_stats, metrics = loss_and_gradients(
                 model, config, state, images[rows], labels[rows], jax.random.fold_in(key, state.step)
             )
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-            scale = state.learning_rate_scale
-            if state.plateau is not None:
-                scale *= state.plateau.scale
-            updates = jax.tree.map(lambda x: x * scale, updates)
-            params = optax.apply_updates(state.params, updates)
-            ema_params = state.ema_params
-            if ema_params is not None:
-                ema_params = optax.incremental_update(params, ema_params, 1 - config.training.ema_decay)
+            params = optax.apply_updates(state.params, optax.tree.scale(scale, updates))
+            ema = state.ema and optax.incremental_update(
+                {"params": params, "batch_stats": batch_stats}, state.ema, 1 - ema_decay(config, state.step)
+            )
             after = state.replace(
                 step=state.step + 1,
                 params=params,
                 batch_stats=batch_stats,
                 opt_state=opt_state,
-                ema_params=ema_params,
+                ema=ema,
                 metrics=state.metrics.merge(metrics),
             )
             finite = jnp.isfinite(metrics.loss.total) & jnp.isfinite(optax.tree.norm((gradients, params, batch_stats)))

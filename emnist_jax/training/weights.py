@@ -1,15 +1,29 @@
-"""Weights of the reference implementations, carried over to our networks.
+"""Initial weights from elsewhere (`config.init_from`): another run's, or a reference implementation's.
 
-The layers of the networks with a reference implementation have its names, with "_" for "." and "/"; the last layer is
-"head". So one rule for each framework serves them all. Which reference a network follows is in its module's docstring.
+If a network has a reference implementation, its layers have the names that they have there, with "_" for "." and "/";
+the last layer is "head". So one rule for each framework serves all networks. A network's module names its reference.
 """
 
+import dataclasses
+import json
+import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import flax
+import jax
 import numpy as np
 
-from emnist_jax.errors import UserError
+from emnist_jax import models
+from emnist_jax.config import base
+from emnist_jax.errors import UserError, first_line
+from emnist_jax.models.layers import Network
+from emnist_jax.training import hosts
+from emnist_jax.training.checkpoints import load_variables
+
+log = logging.getLogger(__name__)
 
 # Also in Keras' older files, as are W_1 and b_1.
 _HEADS = {"predictions", "conv_preds", "probs", "Logits", "fc", "fc1000", "classifier", "classifier_0"}
@@ -32,7 +46,107 @@ _PYTORCH = {
 }
 
 
-def load(source: str) -> tuple[dict, dict]:
+# What may differ between two networks with the same parameters: it does not change what they compute in evaluation.
+_FREE_FIELDS = {
+    *("num_classes", "initializer", "batch_norm_momentum", "sync_batch_norm", "axis_name", "dtype", "convolution"),
+    *("parent", "name"),
+}
+
+
+def transfer(source: str, params, batch_stats) -> tuple[Any, Any]:
+    """Loads weights into our network; its head stays if theirs is missing or has other classes.
+
+    Args:
+      source: A finished run's workdir, or a file as in `load_file`.
+      params: The initial parameters of our network.
+      batch_stats: Its initial running statistics.
+
+    Returns:
+      Parameters and batch_stats, of numpy arrays, in all processes.
+
+    Raises:
+      UserError: They cannot be read, or belong to a network that differs from ours in more than the classes.
+    """
+    merged = None
+    with hosts.all_or_none("transferred"):
+        if hosts.is_first():
+            loaded = load_file(source) if _is_file(source) else _load_run(Path(source))
+            merged = [_merge(source, *pair) for pair in zip(loaded, jax.device_get((params, batch_stats)), strict=True)]
+    params, batch_stats = hosts.broadcast(merged)
+    return params, batch_stats
+
+
+def _is_file(source: str) -> bool:
+    return source.startswith(("keras:", "pytorch:"))
+
+
+def _load_run(workdir: Path) -> tuple[Any, Any]:
+    """Returns the parameters and batch_stats that a finished run tested."""
+    result_path = workdir / "result.json"
+    if not os.path.isfile(result_path):  # unlike Path.is_file, also for a name that is too long
+        raise UserError(f"config.init_from={workdir} holds no finished run (no {result_path.name})")
+    try:
+        variables = load_variables(workdir, json.loads(result_path.read_text())["step"])
+    except Exception as error:  # damage shows as many kinds
+        raise UserError(f"config.init_from={workdir} cannot be read: {first_line(error)}") from error
+    return variables["params"], variables["batch_stats"]
+
+
+@hosts.all_or_none("compared")
+def check_same_network(config, model: Network) -> None:
+    """Compares our network with the one that the run in `config.init_from` trained, if it is a run.
+
+    Networks may have the same parameters and yet compute something else. Another scaling of the images is logged.
+
+    Raises:
+      UserError: The networks differ in more than the classes.
+    """
+    if _is_file(config.init_from) or not hosts.is_first():
+        return
+    path = Path(config.init_from) / "config.json"
+    try:
+        theirs = base()
+        theirs.update(json.loads(path.read_text()))
+        their_model = models.create(theirs.model, model.num_classes)
+    except Exception as error:  # damage shows as many kinds
+        raise UserError(f"config.init_from: {path} cannot be read: {first_line(error)}") from error
+    for field in dataclasses.fields(model):
+        if field.name not in _FREE_FIELDS and not field.name.endswith("_dropout"):
+            was, wanted = getattr(their_model, field.name, None), getattr(model, field.name)
+            if was != wanted:
+                raise UserError(
+                    f"config.init_from={config.init_from} holds another network: {field.name} is {was}, not {wanted}"
+                )
+    for key in ("mean", "std"):
+        if theirs.dataset[key] != config.dataset[key]:
+            log.warning("init_from: dataset.%s was %g there, is %g here", key, theirs.dataset[key], config.dataset[key])
+
+
+def _merge(source: str, theirs, ours):
+    """Returns their leaves in our structure, but our head where its shapes differ."""
+    theirs = flax.traverse_util.flatten_dict(theirs)
+    merged = flax.traverse_util.flatten_dict(ours)
+    shapes = {path: leaf.shape for path, leaf in merged.items()}
+    differing = {
+        "/".join(path)
+        for path in theirs.keys() | shapes.keys()
+        if path not in theirs or path not in shapes or theirs[path].shape != shapes[path]
+    }
+    head = {path for path in shapes.keys() | theirs.keys() if path[0] == "head"}
+    if unexpected := sorted(differing - {"/".join(path) for path in head}):
+        raise UserError(
+            f"config.init_from={source} holds another network: {len(unexpected)} parameters differ, "
+            f"first {unexpected[0]}"
+        )
+    if differing:
+        log.info("init_from: the head has no match there and keeps its initial weights")
+    merged |= {
+        path: np.asarray(leaf, merged[path].dtype) for path, leaf in theirs.items() if not (differing and path in head)
+    }
+    return flax.traverse_util.unflatten_dict(merged)
+
+
+def load_file(source: str) -> tuple[dict, dict]:
     """Reads a file of weights.
 
     Args:
@@ -51,7 +165,7 @@ def load(source: str) -> tuple[dict, dict]:
         return from_keras(_read_h5(path)) if kind == "keras" else from_pytorch(_read_safetensors(path))
     # A damaged file shows as many kinds of exception.
     except Exception as error:
-        raise UserError(f"cannot read the weights {path}: {str(error).strip().partition(chr(10))[0]}") from error
+        raise UserError(f"cannot read the weights {path}: {first_line(error)}") from error
 
 
 def from_keras(layers: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[dict, dict]:
@@ -68,7 +182,7 @@ def from_keras(layers: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[dict, di
                 # Depthwise kernels are [h, w, C, 1] there, [h, w, 1, C] here; Keras 3 gives them no name of their own.
                 if array.ndim == 4 and array.shape[-1] == 1:
                     array = array.swapaxes(-1, -2)
-                _put(trees[tree], layer.replace("/", "_"), name, array)
+                _add(trees[tree], layer.replace("/", "_"), name, array)
     return trees["params"], trees["batch_stats"]
 
 
@@ -95,11 +209,11 @@ def from_pytorch(state_dict: Mapping[str, np.ndarray]) -> tuple[dict, dict]:
             name = "scale"
         elif name == "kernel":
             array = np.moveaxis(array, (0, 1), (-1, -2))  # [out, in, h, w] to [h, w, in, out]
-        _put(trees[tree], layer.replace(".", "_"), name, array)
+        _add(trees[tree], layer.replace(".", "_"), name, array)
     return trees["params"], trees["batch_stats"]
 
 
-def _put(tree: dict, layer: str, name: str, array: np.ndarray) -> None:
+def _add(tree: dict, layer: str, name: str, array: np.ndarray) -> None:
     if array.dtype.kind != "f":
         raise ValueError(f"the {name} of {layer} is of {array.dtype}")
     if layer in _HEADS:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 # NFS keeps a lost node's lock for 90 seconds.
 LOCK_PATIENCE_SECONDS = 120
-# Neither where the files lie nor what a failure leads to makes another experiment.
+# Keys that may change when a run resumes.
 FREE_KEYS = {"dataset.data_dir", "on_nan"}
 
 
@@ -30,12 +30,15 @@ def open_workdir(workdir: Path, config) -> Iterator[None]:
     """Makes the workdir, or checks that it is this config's; locks it, and logs to it.
 
     Raises:
-      UserError: It cannot be written, is another config's, or another process trains in it.
+      UserError: It cannot be written, holds something else than a run of this config, or another process trains in it.
     """
     with contextlib.ExitStack() as stack:
         stack.callback(terminal.stop_log)
         try:
             workdir.mkdir(parents=True, exist_ok=True)
+            # Every run begins with the lock.
+            if not (workdir / "lock").exists() and (others := sorted(path.name for path in workdir.iterdir())):
+                raise UserError(f"{workdir} is not empty and holds no run (but {others[0]}); pass another --workdir")
             for name in ("lock", "log.txt"):
                 if (workdir / name).is_fifo():
                     raise OSError(errno.ESPIPE, f"{name} is a pipe")
@@ -56,8 +59,8 @@ def open_workdir(workdir: Path, config) -> Iterator[None]:
 
 
 def _lock(file) -> bool:
-    """Locks a file; returns False where the file system, as some network ones, has no locks."""
-    # A process that runs by itself stands at a terminal, where waiting would only puzzle.
+    """Locks a file; returns False if the file system has no locks, as some network ones."""
+    # Of several processes, an earlier start's may still be ending. A single one has a user who can wait and try again.
     deadline = time.monotonic() + (LOCK_PATIENCE_SECONDS if jax.distributed.is_initialized() else 0)
     waiting = False
     while True:
@@ -86,7 +89,7 @@ def _check_same(workdir: Path, found: dict, wanted: dict) -> None:
 
 
 def read_result(workdir: Path) -> dict | None:
-    """Returns what result.json holds, or None where the run has not finished.
+    """Returns what result.json holds, or None if the run has not finished.
 
     Raises:
       UserError: It is damaged.
@@ -102,7 +105,7 @@ def read_result(workdir: Path) -> dict | None:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turns what a damaged JSON file leads to, when it is read and used, into a UserError."""
+    """Turns any error from reading and using a damaged JSON file into a UserError."""
     try:
         if not path.is_file():
             raise OSError("it is no file")

@@ -1,0 +1,143 @@
+"""What a config asks for, loaded and built: data, network, optimizer. All that is wrong with a config shows here."""
+
+import dataclasses
+import functools
+import hashlib
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from emnist_jax import datasets, models
+from emnist_jax.config import validate
+from emnist_jax.errors import UserError
+from emnist_jax.models.layers import Network
+from emnist_jax.training import hosts, optimizers, train_step, weights
+
+log = logging.getLogger(__name__)
+
+# The state counts steps in an int32.
+MAX_STEPS = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A config with all that it names.
+
+    Attributes:
+      config: The whole config.
+      mesh: Of the devices that share a batch.
+      dataset: The images and labels, in this process' memory.
+      dataset_sha256: Of all of them.
+      model: The network.
+      optimizer: With the schedule in it.
+      schedule: The learning rate of a step, for the record.
+      create_state: Makes the train state at step 0, from a key.
+      steps_per_epoch: The number of whole batches in the training images.
+      total_steps: Of the whole training.
+    """
+
+    config: Any
+    mesh: Mesh
+    dataset: datasets.Dataset
+    dataset_sha256: str
+    model: Network
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    create_state: Callable
+    steps_per_epoch: int
+    total_steps: int
+
+    @property
+    def dataset_label(self) -> str:
+        return f"{self.dataset.name} (synthetic)" if self.dataset.synthetic else self.dataset.name
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, P())
+
+    def replicate(self, tree):
+        """Copies a tree of arrays, whole, to every device."""
+        return train_step.to_devices(tree, self.replicated)
+
+    @functools.cached_property
+    def abstract_state(self) -> train_step.TrainState:
+        """The shapes, dtypes and shardings of the train state."""
+        shapes = self.create_state.eval_shape(jax.random.key(self.config.seed))
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), shapes)
+
+    def initial_state(self) -> train_step.TrainState:
+        """Returns the state at step 0, with the weights that `init_from` names."""
+        state = self.create_state(jax.random.key(self.config.seed))
+        if self.config.init_from:
+            params, batch_stats = weights.transfer(self.config.init_from, state.params, state.batch_stats)
+            weights.check_same_network(self.config, self.model)
+            variables = {"params": params, "batch_stats": batch_stats}
+            # Copied twice: the state's buffers are donated, and one buffer cannot be donated twice.
+            state = state.replace(**self.replicate(variables), ema=state.ema and self.replicate(variables))
+            log.info("params and batch_stats come from %s", self.config.init_from)
+        return state
+
+
+def network(config) -> Network:
+    """Builds the network of a config, for use inside `shard_map`."""
+    return models.create(config.model, len(datasets.class_names(config.dataset.name)), train_step.AXIS)
+
+
+@hosts.all_or_none("built")
+def build(config) -> Run:
+    """Loads and builds what a config asks for.
+
+    Raises:
+      UserError: The config or its data are wrong, or do not go together.
+    """
+    validate(config)
+    mesh = train_step.make_mesh()
+    batch_size, devices = config.training.batch_size, mesh.devices.size
+    if batch_size % devices:
+        nearest = max(round(batch_size / devices), 1) * devices
+        raise UserError(
+            f"config.training.batch_size={batch_size} cannot be split over {devices} devices; "
+            f"the nearest that can is {nearest}"
+        )
+    model = network(config)
+    dataset = datasets.load(config.dataset)
+    steps_per_epoch = len(dataset.train.labels) // batch_size
+    if not steps_per_epoch:
+        raise UserError(
+            f"config.training.batch_size={batch_size} is more than the {len(dataset.train.labels):,} training images"
+        )
+    total_steps = config.training.steps or math.ceil(config.training.epochs * steps_per_epoch)
+    if total_steps > MAX_STEPS:
+        raise UserError(
+            f"config.training.epochs={config.training.epochs:g} are {total_steps:,} steps: too many to count"
+        )
+    if not len(dataset.validation.labels) and (
+        config.training.select == "best" or config.schedule.name == "plateau" or config.training.early_stopping_epochs
+    ):
+        raise UserError(
+            "without validation images there is no best epoch, plateau or early stopping: set "
+            "config.training.select=last, another schedule, or config.dataset.validation_examples"
+        )
+    digest = hashlib.sha256()
+    for split in (dataset.train, dataset.validation, dataset.test):
+        digest.update(split.images)
+        digest.update(split.labels)
+    optimizer, schedule = optimizers.make_optimizer(config, total_steps, steps_per_epoch)
+    return Run(
+        config=config,
+        mesh=mesh,
+        dataset=dataset,
+        dataset_sha256=digest.hexdigest(),
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        create_state=train_step.make_initial_state(model, optimizer, config, mesh),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+    )
