@@ -10,7 +10,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -19,7 +18,7 @@ from ml_collections import config_flags
 from emnist_jax.errors import Stopped, UserError, first_line, unknown
 from emnist_jax.training import signals
 
-COMMANDS = ("main", "summary")
+COMMANDS = ("main", "summary", "sweep", "results")
 _HELP = f"""
 flags:
   --config: Experiment file, with its variant: configs/quickstart.py, configs/densenet.py:layer_1
@@ -30,22 +29,24 @@ commands: {", ".join(f"python -m emnist_jax.{name}" for name in COMMANDS)}
 
 
 def config_name() -> str:
-    """Returns the experiment's name: "configs/candidates.py:mobilenet,fixed" is "candidates_mobilenet_fixed"."""
-    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    return "_".join(filter(None, (Path(path).stem, *variant.split(","))))
+    """Returns the name of the experiment, for files."""
+    from emnist_jax.config import experiment_name
+
+    return experiment_name(config_flags.get_config_filename(flags.FLAGS["config"]))
 
 
-def run(main: Callable, config_required: bool = True) -> None:
+def run(main: Callable, config_required: bool = True, experiment: bool = True) -> None:
     """Parses the flags and calls `main(config)`; a UserError or a wrong flag ends with one line and code 2.
 
     Args:
       main: The command. If `--config` is not passed it gets None.
       config_required: Whether `--config` must be passed.
+      experiment: Whether `--config` is an experiment, with the keys of the base config.
     """
 
     def parse_or_exit(argv: list[str]) -> list[str]:
         try:
-            return parse(argv, config_required)
+            return parse(argv, config_required, experiment)
         except UserError as error:
             _exit_with_error(str(error))
 
@@ -82,12 +83,18 @@ def run(main: Callable, config_required: bool = True) -> None:
     app.run(guarded, flags_parser=parse_or_exit)
 
 
-def parse(argv: list[str], config_required: bool = True, flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+def parse(
+    argv: list[str],
+    config_required: bool = True,
+    experiment: bool = True,
+    flag_values: flags.FlagValues = flags.FLAGS,
+) -> list[str]:
     """Parses the flags, which are the program's own and `--config` with its overrides.
 
     Args:
       argv: The program and its arguments.
-      config_required: Whether `--config` must be there.
+      config_required: Whether `--config` must be passed.
+      experiment: Whether `--config` is an experiment, with the keys of the base config.
       flag_values: Takes the values.
 
     Returns:
@@ -104,13 +111,14 @@ def parse(argv: list[str], config_required: bool = True, flag_values: flags.Flag
         config_flags.DEFINE_config_file(
             "config", None, "Experiment file, e.g. configs/densenet.py", flag_values, sys_argv=argv
         )
-        _check_keys(argv)
+        if experiment:
+            _check_keys(argv)
         rest = flag_values(argv)
         if flag_values.config is None and config_required:
             raise UserError("pass --config=FILE, e.g. --config=configs/quickstart.py")
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}")
-        if flag_values.config is not None:
+        if flag_values.config is not None and experiment:
             from emnist_jax.config import base
 
             # An experiment file may return anything.

@@ -4,6 +4,8 @@ An experiment file calls `base()` and sets only what differs. `None` means "the 
 own, published value".
 """
 
+from pathlib import Path
+
 import ml_collections
 from ml_collections.config_dict import placeholder
 
@@ -175,6 +177,47 @@ def validate(config: ConfigDict) -> None:
             continue
         if value is None or not low <= value <= high:
             raise UserError(f"config.{key} is {value}; it must be between {low:g} and {high:g}")
+
+
+def row(
+    config: str,
+    seeds: int | tuple[int, ...] = 1,
+    overrides: dict | None = None,
+    name: str | None = None,
+    reported: float | None = None,
+    remark: str = "",
+) -> dict:
+    """Describes one row of a table: an experiment that `sweep` runs with several seeds.
+
+    Args:
+      config: Experiment file with its variant, e.g. "configs/mnist_gap.py:v5".
+      seeds: Which, or how many from 0 on.
+      overrides: Dotted key -> value.
+      name: Of its folder and in tables; None: after the experiment and the overrides.
+      reported: The source's test top-1, in percent.
+      remark: What is to be known about `reported`, or about the row.
+    """
+    overrides = overrides or {}
+    settings = (f"{key.rpartition('.')[2]}_{value}" for key, value in overrides.items())
+    return {
+        "config": config,
+        "seeds": tuple(range(seeds)) if isinstance(seeds, int) else seeds,
+        "overrides": overrides,
+        "name": name or "_".join([experiment_name(config), *settings]),
+        "reported": reported,
+        "remark": remark,
+    }
+
+
+def sweep(*rows: dict) -> ConfigDict:
+    """Returns the config of a table of `row`s, the most valuable first."""
+    return ConfigDict({"rows": rows}, convert_dict=False)
+
+
+def experiment_name(config: str) -> str:
+    """Returns a name for files: "configs/candidates.py:mobilenet,fixed" is "candidates_mobilenet_fixed"."""
+    path, _, variant = config.partition(":")
+    return "_".join(filter(None, (Path(path).stem, *variant.split(","))))
 
 
 def flatten(config: dict, prefix: str = "") -> dict:

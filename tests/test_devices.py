@@ -22,8 +22,8 @@ def use_devices(monkeypatch, number: int):
 
 def stop_within_the_second_epoch(monkeypatch):
     """Makes the next run find a signal from its fourth compiled call on, at step 14 of 20."""
-    signals = itertools.chain([None] * 3, itertools.repeat(signal.SIGTERM.name))
-    monkeypatch.setattr(signals.StopRequest, "received", lambda self: next(signals))
+    heard = itertools.chain([None] * 3, itertools.repeat(signal.SIGTERM.name))
+    monkeypatch.setattr(signals.StopRequest, "received", lambda self: next(heard))
 
 
 def smooth_config():

@@ -39,13 +39,13 @@ class _FileHandler(logging.FileHandler):
 
 
 def start_log(path: Path | None) -> None:
-    """Sends the project's log lines to the terminal and to a file; or, without one, nowhere."""
+    """Sends the project's log lines to the terminal, unless `CONSOLE.quiet`, and to a file; None: nowhere."""
     logger = logging.getLogger("emnist_jax")
     logger.setLevel(logging.INFO)
     logger.propagate = False
     stop_log()
-    CONSOLE.quiet = path is None
-    if CONSOLE.quiet:
+    if path is None:
+        CONSOLE.quiet = True
         logger.addHandler(logging.NullHandler())
         return
     to_file = _FileHandler(path)

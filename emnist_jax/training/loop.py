@@ -29,7 +29,7 @@ MAX_ROLLBACKS = 10
 BLOWN_UP = 10
 
 
-def train_and_evaluate(config, workdir: Path) -> dict:
+def train_and_evaluate(config, workdir: Path, programs: dict | None = None) -> dict:
     """Trains as `config` says, or goes on where an earlier process stopped, and tests once.
 
     If there are several processes (`jax.distributed`), each calls this; the first alone uses the workdir.
@@ -37,6 +37,7 @@ def train_and_evaluate(config, workdir: Path) -> dict:
     Args:
       config: The whole config.
       workdir: Takes checkpoints, TensorBoard events, log.txt, config.json and result.json.
+      programs: Passed to several calls, it keeps the compiled programs for the next run of another seed.
 
     Returns:
       What result.json holds; a finished run only prints its result again.
@@ -55,7 +56,7 @@ def train_and_evaluate(config, workdir: Path) -> dict:
                 checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
             training = Training(run, workdir, checkpoints)
             training.restore()
-            training.compile()
+            training.compile({} if programs is None else programs)
             training.begin()
             stack.callback(training.tensorboard.close)
             training.train()
@@ -124,22 +125,31 @@ class Training:
             self.environment["device"],
         )
 
-    def compile(self) -> None:
-        """Copies the images to the devices, and compiles the programs of training and evaluation."""
+    def compile(self, programs: dict) -> None:
+        """Copies the images to the devices, and compiles the programs of training and evaluation.
+
+        Args:
+          programs: Those of an earlier run; replaced if they are not of this config with another seed.
+        """
         run, config, dataset = self.run, self.run.config, self.run.dataset
-        log.info("compiling: a minute or more for a large network")
         started = time.perf_counter()
         self.images, self.labels = run.replicate((dataset.train.images, dataset.train.labels))
-        self.epoch_order = train_step.make_epoch_order(len(dataset.train.labels), config.training.batch_size, run.mesh)
-        self.train_steps = (
-            train_step.make_train_steps(run.model, run.optimizer, config, run.mesh)
-            .lower(
-                *(run.abstract_state, self.images, self.labels, self.epoch_order(self.order_key, 0), self.step_key),
-                *(np.float32(1), 1),
-            )
-            .compile()
-        )
-        self.evaluator = evaluation.Evaluator(
+        key = str(as_json(config) | {"seed": None})
+        if key not in programs:
+            log.info("compiling: a minute or more for a large network")
+            programs.clear()
+            programs[key] = self._compile()
+        self.epoch_order, self.train_steps, self.evaluator = programs[key]
+        self.record.compile_seconds += time.perf_counter() - started
+        self.validation_batches = self.evaluator.batches(dataset.validation.images)
+
+    def _compile(self) -> tuple:
+        """Returns `epoch_order`, `train_steps` and the evaluator, compiled."""
+        run, config, dataset = self.run, self.run.config, self.run.dataset
+        epoch_order = train_step.make_epoch_order(len(dataset.train.labels), config.training.batch_size, run.mesh)
+        arguments = (self.images, self.labels, epoch_order(self.order_key, 0), self.step_key, np.float32(1), 1)
+        train_steps = train_step.make_train_steps(run.model, run.optimizer, config, run.mesh)
+        evaluator = evaluation.Evaluator(
             run.model,
             config,
             run.mesh,
@@ -147,8 +157,7 @@ class Training:
             dataset.train.images.shape[1:],
             max(len(dataset.validation.labels), len(dataset.test.labels)),
         )
-        self.record.compile_seconds += time.perf_counter() - started
-        self.validation_batches = self.evaluator.batches(dataset.validation.images)
+        return epoch_order, train_steps.lower(run.abstract_state, *arguments).compile(), evaluator
 
     @hosts.all_or_none("begun")
     def begin(self) -> None:

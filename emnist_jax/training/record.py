@@ -54,19 +54,18 @@ class Record:
         The two differ in what counts as a lower loss (`schedule.relative_delta`), and PyTorch waits for one epoch
         more than its patience.
         """
-        schedule = config.schedule
-        if schedule.name != "plateau":
+        if config.schedule.name != "plateau":
             return 1.0
-        lowest_scale = schedule.min_learning_rate / config.optimizer.learning_rate
+        lowest_scale = config.schedule.min_learning_rate / config.optimizer.learning_rate
         lowest, stale, scale = float("inf"), 0, 1.0
         for loss in self._losses:
-            margin = schedule.min_delta * (lowest if schedule.relative_delta else 1)
+            margin = config.schedule.min_delta * (lowest if config.schedule.relative_delta else 1)
             if lowest == float("inf") or loss < lowest - margin:
                 lowest, stale = loss, 0
             else:
                 stale += 1
-            if stale == schedule.patience_epochs:
-                stale, scale = 0, max(scale * schedule.factor, lowest_scale)
+            if stale == config.schedule.patience_epochs:
+                stale, scale = 0, max(scale * config.schedule.factor, lowest_scale)
         return scale
 
     @property

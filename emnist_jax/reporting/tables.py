@@ -1,0 +1,88 @@
+"""Tables and plots of finished runs, from their result.json files."""
+
+import json
+import statistics
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from emnist_jax.errors import UserError
+
+
+def read(folder: Path, pattern: str = "*/seed*.json") -> dict[str, list[dict]]:
+    """Reads results: the name of each row -> what the result.json of each of its seeds holds.
+
+    Raises:
+      UserError: A file is no result.
+    """
+    results = {}
+    for path in sorted(folder.glob(pattern)):
+        try:
+            result = json.loads(path.read_text())
+            result["test"]["top1"], result["config"]["seed"], result["history"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is no result of a run: {error!r}") from error
+        results.setdefault(path.relative_to(folder).parts[0], []).append(result)
+    return results
+
+
+def mean_and_deviation(values: list[float]) -> str:
+    """Formats fractions as percent: their mean, and if there are several, their standard deviation."""
+    text = f"{100 * statistics.mean(values):.2f}"
+    return f"{text} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else text
+
+
+def _last_epochs_above(result: dict, bar: float = 0.994) -> int:
+    """Counts the last five epochs whose validation top-1 reaches the bar."""
+    return sum(epoch.get("validation", {}).get("top1", 0) >= bar for epoch in result["history"][-5:])
+
+
+def markdown(rows: list[dict], results: dict[str, list[dict]]) -> str:
+    """Returns a Markdown table of the rows of a sweep, with what of them has been run."""
+    lines = [
+        "| run | parameters | reported, % | ours, test top-1, % | seeds | tested epoch | s an epoch | device, commit |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        found = results.get(row["name"])
+        reported = " ".join(filter(None, (str(row["reported"] or "–"), row["remark"])))
+        if not found:
+            command = f"`python -m emnist_jax.main --config={row['config']}`"
+            lines.append(
+                f"| `{row['name']}` | | {reported} | not yet run: {command} | 0 of {len(row['seeds'])} | | | |"
+            )
+            continue
+        test = mean_and_deviation([result["test"]["top1"] for result in found])
+        chosen = "best by validation" if found[0]["config"]["training"]["select"] == "best" else "last"
+        seconds = statistics.mean(result["seconds_per_epoch"] for result in found)
+        made_with = sorted({f"{result['device']}, {result['commit']}" for result in found})
+        lines.append(
+            f"| `{row['name']}` | {found[0]['trainable_parameters']:,} | {reported} | {test} | "
+            f"{len(found)} of {len(row['seeds'])} | {chosen} | {seconds:.3g} | {'; '.join(made_with)} |"
+        )
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict], results: dict[str, list[dict]], path: Path) -> None:
+    """Draws the test errors of all rows that have results against their parameters."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        if found := results.get(row["name"]):
+            errors = [100 * (1 - result["test"]["top1"]) for result in found]
+            spread = statistics.stdev(errors) if len(errors) > 1 else 0
+            parameters = found[0]["trainable_parameters"]
+            axes.errorbar(parameters, statistics.mean(errors), spread, marker="o", capsize=3, color="C0")
+            if row["reported"]:
+                axes.plot(parameters, 100 - row["reported"], marker="o", color="C1", fillstyle="none", linestyle="")
+            axes.annotate(
+                row["name"],
+                (parameters, statistics.mean(errors)),
+                fontsize=8,
+                xytext=(5, 3),
+                textcoords="offset points",
+            )
+    axes.set(xscale="log", xlabel="trainable parameters", ylabel="test error, %")
+    axes.set_title("ours: mean and standard deviation over seeds; circles: reported")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,84 @@
+"""Runs the rows of a table: `python -m emnist_jax.sweep --config=configs/sweeps/mnist.py [--results=results]`.
+
+Each run has its own folder, WORKDIR/ROW/seedN. The same command goes on where an earlier one ended, and leaves out what
+is finished. A run that fails is a line in the table, and the rest goes on.
+"""
+
+import re
+import shutil
+import time
+from pathlib import Path
+
+from absl import flags
+
+from emnist_jax import command_line
+from emnist_jax.errors import Stopped, UserError, first_line
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs; default: runs/NAME_OF_THE_SWEEP")
+_RESULTS = flags.DEFINE_string("results", None, "Folder that also takes each result.json, as ROW/seedN.json")
+_SHARD = flags.DEFINE_string("shard", "0/1", "I/N: only every N-th run, from the I-th on, counted from 0")
+_MINUTES = flags.DEFINE_float("minutes", None, "Start no run after so many minutes; the same command goes on")
+_OVERRIDE = flags.DEFINE_multi_string("override", [], "KEY=VALUE for all runs, e.g. dataset.data_dir=FOLDER")
+
+
+def main(sweep) -> None:
+    from emnist_jax.reporting import tables, terminal
+    from emnist_jax.training import loop
+
+    workdir = Path(_WORKDIR.value or f"runs/{command_line.config_name()}").expanduser()
+    shard, shards = _parse_shard(_SHARD.value)
+    runs = [(row, seed) for row in sweep.rows for seed in row["seeds"]][shard::shards]
+    started, programs, failures, trained = time.monotonic(), {}, {}, 0
+    # The log lines of the runs are in their folders.
+    terminal.CONSOLE.quiet = True
+    for number, (row, seed) in enumerate(runs):
+        name, folder = f"{row['name']} seed {seed}", workdir / row["name"] / f"seed{seed}"
+        if _MINUTES.value is not None and time.monotonic() - started > 60 * _MINUTES.value:
+            raise Stopped(f"{number} of {len(runs)} runs are done after {_MINUTES.value:g} minutes")
+        finished_before = (folder / "result.json").exists()
+        if not finished_before:
+            left = (time.monotonic() - started) / max(trained, 1) * (len(runs) - number) / 60
+            print(f"[{number + 1}/{len(runs)}] {name}{f', {left:.0f} minutes to go' if trained else ''}", flush=True)
+        try:
+            result = loop.train_and_evaluate(_experiment(row, seed), folder, programs)
+        except UserError as error:
+            failures[name] = str(error)
+        except (OSError, RuntimeError) as error:  # a full disk, or out of memory on the device
+            failures[name] = first_line(error)
+        else:
+            trained += not finished_before
+            if _RESULTS.value:
+                copy = Path(_RESULTS.value, row["name"], f"seed{seed}.json")
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / "result.json", copy)
+            if not finished_before:
+                print(
+                    f"    test top-1 {100 * result['test']['top1']:.2f} %, {result['train_seconds']:.0f} s", flush=True
+                )
+        if name in failures:
+            print(f"    failed: {failures[name]}", flush=True)
+    print(tables.markdown(sweep.rows, tables.read(workdir, "*/seed*/result.json")))
+    tables.plot(sweep.rows, tables.read(workdir, "*/seed*/result.json"), workdir / "sweep.png")
+    print(f"accuracy against parameters: {workdir / 'sweep.png'}")
+    if failures:
+        raise UserError(f"{len(failures)} of {len(runs)} runs failed, first {next(iter(failures.items()))}")
+
+
+def _parse_shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or int(found[1]) >= int(found[2]):
+        raise UserError(f"--shard={text} is not I/N with I from 0 to N - 1")
+    return int(found[1]), int(found[2])
+
+
+def _experiment(row: dict, seed: int):
+    """Returns the config of a run."""
+    overrides = [f"--config.{key}={value}" for key, value in row["overrides"].items()]
+    overrides += [f"--config.{override}" for override in _OVERRIDE.value]
+    values = flags.FlagValues()
+    command_line.parse(["sweep", f"--config={row['config']}", *overrides, f"--config.seed={seed}"], flag_values=values)
+    return values.config
+
+
+if __name__ == "__main__":
+    command_line.run(main, experiment=False)
