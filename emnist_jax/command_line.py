@@ -25,23 +25,24 @@ def config_name() -> str:
     return "_".join(filter(None, (Path(path).stem, argument)))
 
 
-def run(main: Callable, config_required: bool = True) -> None:
-    """Parses the flags and calls `main(config)`; a UserError or a wrong flag ends with one line and code 2.
+def run(main: Callable, config_required: bool = True, positional: bool = False) -> None:
+    """Parses the flags and calls `main(config, *arguments)`; a UserError or a wrong flag ends with one line and code 2.
 
     Args:
       main: The program. Without `--config` it gets None where the config is not required.
       config_required: Whether `--config` must be there.
+      positional: Whether it takes arguments that are no flags.
     """
 
     def parse_or_end(argv: list[str]) -> list[str]:
         try:
-            return parse(argv, config_required)
+            return parse(argv, config_required, positional=positional)
         except UserError as error:
             _stop(str(error))
 
     def guarded(argv: list[str]) -> None:
         try:
-            main(flags.FLAGS.config)
+            main(flags.FLAGS.config, *argv[1:])
         except UserError as error:
             _stop(str(error))
         except OSError as error:
@@ -64,16 +65,22 @@ def run(main: Callable, config_required: bool = True) -> None:
     app.run(guarded, flags_parser=parse_or_end)
 
 
-def parse(argv: list[str], config_required: bool = True, flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+def parse(
+    argv: list[str],
+    config_required: bool = True,
+    flag_values: flags.FlagValues = flags.FLAGS,
+    positional: bool = False,
+) -> list[str]:
     """Parses the flags, which are the program's own and `--config` with its overrides.
 
     Args:
       argv: The program and its arguments.
       config_required: Whether `--config` must be there.
       flag_values: Takes the values.
+      positional: Whether arguments that are no flags may follow or precede them.
 
     Returns:
-      What is no flag: the program alone.
+      What is no flag: the program, and the positional arguments.
 
     Raises:
       UserError: A flag or the experiment file is wrong.
@@ -90,7 +97,7 @@ def parse(argv: list[str], config_required: bool = True, flag_values: flags.Flag
         rest = flag_values(argv)
         if flag_values.config is None and config_required:
             raise UserError("pass --config=FILE, e.g. --config=configs/quickstart.py")
-        if len(rest) > 1:
+        if len(rest) > 1 and not positional:
             raise UserError(f"unexpected argument {rest[1]!r}")
         if flag_values.config is not None:
             # An experiment file may return anything.
