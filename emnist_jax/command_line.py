@@ -18,7 +18,7 @@ from ml_collections import config_flags
 from emnist_jax.errors import Stopped, UserError, first_line, unknown
 from emnist_jax.training import signals
 
-COMMANDS = ("main", "summary", "sweep", "results")
+COMMANDS = ("main", "summary", "sweep", "results", "audit")
 _HELP = f"""
 flags:
   --config: Experiment file, with its variant: configs/quickstart.py, configs/densenet.py:layer_1
@@ -35,18 +35,19 @@ def config_name() -> str:
     return experiment_name(config_flags.get_config_filename(flags.FLAGS["config"]))
 
 
-def run(main: Callable, config_required: bool = True, experiment: bool = True) -> None:
-    """Parses the flags and calls `main(config)`; a UserError or a wrong flag ends with one line and code 2.
+def run(main: Callable, config_required: bool = True, experiment: bool = True, positional: bool = False) -> None:
+    """Parses the flags and calls `main(config, *arguments)`; a UserError or a wrong flag ends with one line and code 2.
 
     Args:
       main: The command. If `--config` is not passed it gets None.
       config_required: Whether `--config` must be passed.
       experiment: Whether `--config` is an experiment, with the keys of the base config.
+      positional: Whether the command takes arguments that are no flags.
     """
 
     def parse_or_exit(argv: list[str]) -> list[str]:
         try:
-            return parse(argv, config_required, experiment)
+            return parse(argv, config_required, experiment, positional)
         except UserError as error:
             _exit_with_error(str(error))
 
@@ -54,7 +55,7 @@ def run(main: Callable, config_required: bool = True, experiment: bool = True) -
         from jax.errors import JaxRuntimeError
 
         try:
-            main(flags.FLAGS.config)
+            main(flags.FLAGS.config, *argv[1:])
         except UserError as error:
             _exit_with_error(str(error))
         except OSError as error:
@@ -87,6 +88,7 @@ def parse(
     argv: list[str],
     config_required: bool = True,
     experiment: bool = True,
+    positional: bool = False,
     flag_values: flags.FlagValues = flags.FLAGS,
 ) -> list[str]:
     """Parses the flags, which are the program's own and `--config` with its overrides.
@@ -95,10 +97,11 @@ def parse(
       argv: The program and its arguments.
       config_required: Whether `--config` must be passed.
       experiment: Whether `--config` is an experiment, with the keys of the base config.
+      positional: Whether the command takes arguments that are no flags.
       flag_values: Takes the values.
 
     Returns:
-      What is no flag: the program alone.
+      What is no flag: the program, and the positional arguments.
 
     Raises:
       UserError: A flag or the experiment file is wrong.
@@ -116,7 +119,7 @@ def parse(
         rest = flag_values(argv)
         if flag_values.config is None and config_required:
             raise UserError("pass --config=FILE, e.g. --config=configs/quickstart.py")
-        if len(rest) > 1:
+        if len(rest) > 1 and not positional:
             raise UserError(f"unexpected argument {rest[1]!r}")
         if flag_values.config is not None and experiment:
             from emnist_jax.config import base

@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 
 from emnist_jax.errors import Stopped
 from emnist_jax.reporting import terminal
-from emnist_jax.training import loop, train_step
+from emnist_jax.training import loop, signals, train_step
 from processes import MAIN, TINY, Processes, result_of
 from test_loop import make_config, parameters_of
 
