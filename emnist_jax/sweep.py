@@ -33,14 +33,14 @@ def main(sweep) -> None:
     terminal.CONSOLE.quiet = True
     for number, (row, seed) in enumerate(runs):
         name, folder = f"{row['name']} seed {seed}", workdir / row["name"] / f"seed{seed}"
-        if _MINUTES.value is not None and time.monotonic() - started > 60 * _MINUTES.value:
-            raise Stopped(f"{number} of {len(runs)} runs are done after {_MINUTES.value:g} minutes")
+        if _MINUTES.value is not None and time.monotonic() - started >= 60 * _MINUTES.value:
+            raise Stopped(f"--minutes={_MINUTES.value:g} are over with {len(runs) - number} of {len(runs)} runs to go")
         finished_before = (folder / "result.json").exists()
         if not finished_before:
             left = (time.monotonic() - started) / max(trained, 1) * (len(runs) - number) / 60
             print(f"[{number + 1}/{len(runs)}] {name}{f', {left:.0f} minutes to go' if trained else ''}", flush=True)
         try:
-            result = loop.train_and_evaluate(_experiment(row, seed), folder, programs)
+            result = loop.train_and_evaluate(experiment_of(row, seed, _OVERRIDE.value), folder, programs)
         except UserError as error:
             failures[name] = str(error)
         except (OSError, RuntimeError) as error:  # a full disk, or out of memory on the device
@@ -71,12 +71,12 @@ def _parse_shard(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _experiment(row: dict, seed: int):
-    """Returns the config of a run."""
-    overrides = [f"--config.{key}={value}" for key, value in row["overrides"].items()]
-    overrides += [f"--config.{override}" for override in _OVERRIDE.value]
+def experiment_of(row: dict, seed: int, overrides: list[str]):
+    """Returns the config of a run; `overrides`: KEY=VALUE for this and all other rows."""
+    overrides = [*(f"{key}={value}" for key, value in row["overrides"].items()), *overrides, f"seed={seed}"]
+    overrides = [f"--config.{override}" for override in overrides]
     values = flags.FlagValues()
-    command_line.parse(["sweep", f"--config={row['config']}", *overrides, f"--config.seed={seed}"], flag_values=values)
+    command_line.parse(["sweep", f"--config={row['config']}", *overrides], flag_values=values)
     return values.config
 
 

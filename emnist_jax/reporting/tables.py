@@ -43,14 +43,15 @@ def markdown(rows: list[dict], results: dict[str, list[dict]]) -> str:
         "| run | parameters | reported, % | ours, test top-1, % | seeds | tested epoch | s an epoch | device, commit |",
         "|---|---|---|---|---|---|---|---|",
     ]
+    seeds = {}
     for row in rows:
-        found = results.get(row["name"])
+        seeds.setdefault(row["name"], []).extend(row["seeds"])
+    for row in {row["name"]: row for row in rows}.values():
+        found, asked = results.get(row["name"]), len(seeds[row["name"]])
         reported = " ".join(filter(None, (str(row["reported"] or "–"), row["remark"])))
         if not found:
             command = f"`python -m emnist_jax.main --config={row['config']}`"
-            lines.append(
-                f"| `{row['name']}` | | {reported} | not yet run: {command} | 0 of {len(row['seeds'])} | | | |"
-            )
+            lines.append(f"| `{row['name']}` | | {reported} | not yet run: {command} | 0 of {asked} | | | |")
             continue
         test = mean_and_deviation([result["test"]["top1"] for result in found])
         chosen = "best by validation" if found[0]["config"]["training"]["select"] == "best" else "last"
@@ -58,7 +59,7 @@ def markdown(rows: list[dict], results: dict[str, list[dict]]) -> str:
         made_with = sorted({f"{result['device']}, {result['commit']}" for result in found})
         lines.append(
             f"| `{row['name']}` | {found[0]['trainable_parameters']:,} | {reported} | {test} | "
-            f"{len(found)} of {len(row['seeds'])} | {chosen} | {seconds:.3g} | {'; '.join(made_with)} |"
+            f"{len(found)} of {asked} | {chosen} | {seconds:.3g} | {'; '.join(made_with)} |"
         )
     return "\n".join(lines)
 
@@ -67,7 +68,7 @@ def plot(rows: list[dict], results: dict[str, list[dict]], path: Path) -> None:
     """Draws the test errors of all rows that have results against their parameters."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for row in rows:
+    for row in {row["name"]: row for row in rows}.values():
         if found := results.get(row["name"]):
             errors = [100 * (1 - result["test"]["top1"]) for result in found]
             spread = statistics.stdev(errors) if len(errors) > 1 else 0

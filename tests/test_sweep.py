@@ -1,0 +1,125 @@
+"""A table's rows, run one after the other: all of them, once each, whatever fails or stops."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from emnist_jax import command_line, sweep
+from emnist_jax.config import row, validate
+from emnist_jax.errors import UserError
+from emnist_jax.reporting import tables
+from emnist_jax.training import loop
+from test_loop import make_config
+
+ROOT = Path(__file__).parent.parent
+SWEEP = """
+from emnist_jax.config import row, sweep
+
+def get_config():
+    tiny = {"dataset.name": "synthetic/mnist", "dataset.train_per_class": 20, "dataset.test_per_class": 5}
+    tiny |= {"dataset.validation_examples": 20, "training.batch_size": 16, "training.epochs": 2}
+    return sweep(
+        row("configs/mnist_squeeze.py:10", 2, tiny, name="squeeze", reported=99.43),
+        row("configs/mnist_gap.py:v9", 1, tiny, name="unknown"),
+        row("configs/mnist_gap.py:v5", 1, tiny, name="gap"),
+    )
+"""
+
+
+def start(folder: Path, *flags: str) -> subprocess.Popen:
+    (folder / "tiny.py").write_text(SWEEP)
+    command = [
+        sys.executable,
+        "-m",
+        "emnist_jax.sweep",
+        f"--config={folder / 'tiny.py'}",
+        f"--workdir={folder / 'runs'}",
+    ]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    return subprocess.Popen(
+        [*command, *flags], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    stdout, stderr = process.communicate(timeout=600)
+    return process.returncode, stdout, stderr
+
+
+def test_a_sweep_killed_in_a_row_goes_on_and_runs_the_rest(tmp_path):
+    first = tmp_path / "runs/squeeze/seed0/result.json"
+    process = start(tmp_path)
+    while not first.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    assert finish(process)[0] == -9
+    before = first.read_bytes()
+
+    code, stdout, stderr = finish(start(tmp_path, f"--results={tmp_path / 'results'}"))
+    assert code == 2 and stderr.startswith("error: 1 of 4 runs failed") and stderr.count("\n") == 1
+    assert "failed: unknown version 'v9'" in stdout
+    assert first.read_bytes() == before and "[1/4]" not in stdout
+    found = {str(path.relative_to(tmp_path / "results")) for path in (tmp_path / "results").rglob("*.json")}
+    assert found == {"squeeze/seed0.json", "squeeze/seed1.json", "gap/seed0.json"}
+    results = [json.loads((tmp_path / "results/squeeze" / f"seed{seed}.json").read_text()) for seed in (0, 1)]
+    assert [result["config"]["seed"] for result in results] == [0, 1]
+    assert results[0]["history"][-1]["train"] != results[1]["history"][-1]["train"]
+    assert re.search(r"\| `squeeze` \| 6,022 \| 99.43 \| [\d.]+ ± [\d.]+ \| 2 of 2 \|", stdout)
+    assert re.search(r"\| `unknown` \| \| – \| not yet run: `python -m", stdout)
+    assert (tmp_path / "runs/sweep.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_shards_share_the_runs_and_minutes_end_between_two(tmp_path):
+    code, stdout, stderr = finish(start(tmp_path, "--minutes=0"))
+    assert (code, stderr) == (75, "--minutes=0 are over with 4 of 4 runs to go; the same command resumes\n")
+    codes = [finish(start(tmp_path, f"--shard={i}/2"))[0] for i in (0, 1)]
+    assert codes == [2, 0]
+    assert len(list(tmp_path.glob("runs/*/seed*/result.json"))) == 3
+
+
+def test_the_seeds_of_a_row_share_the_compiled_programs(tmp_path, monkeypatch):
+    compiled, compile_once = [], loop.Training._compile
+    monkeypatch.setattr(loop.Training, "_compile", lambda self: compiled.append(1) or compile_once(self))
+    programs = {}
+    for seed, rate in ((0, 0.02), (1, 0.02), (1, 0.01)):
+        config = make_config(**{"seed": seed, "optimizer.learning_rate": rate, "training.steps": 2})
+        shared = loop.train_and_evaluate(config, tmp_path / f"shared_{seed}_{rate}", programs)
+    assert len(compiled) == 2
+    alone = loop.train_and_evaluate(config, tmp_path / "alone")
+    assert shared["history"][-1]["train"] == alone["history"][-1]["train"]
+
+
+@pytest.mark.parametrize("shard", ["", "1", "2/2", "-1/2", "0/0", "a/b"])
+def test_a_wrong_shard_is_refused(shard):
+    with pytest.raises(UserError, match="is not I/N"):
+        sweep._parse_shard(shard)
+
+
+def test_every_row_of_every_sweep_is_valid_and_no_run_is_named_twice():
+    for path in sorted((ROOT / "configs/sweeps").glob("*.py")):
+        values = command_line.flags.FlagValues()
+        command_line.parse(["sweep", f"--config={path}"], experiment=False, flag_values=values)
+        runs = [(each["name"], seed) for each in values.config.rows for seed in each["seeds"]]
+        assert len(set(runs)) == len(runs), path.name
+        for each in values.config.rows:
+            validate(sweep.experiment_of(each, 3, []))
+
+
+def test_names_of_rows():
+    assert row("configs/candidates.py:mobilenet,fixed")["name"] == "candidates_mobilenet_fixed"
+    assert row("configs/mnist_cnn.py", 2, {"training.epochs": 10})["name"] == "mnist_cnn_epochs_10"
+    assert row("configs/mnist_cnn.py", (3, 4))["seeds"] == (3, 4)
+
+
+def test_what_is_no_result_is_named(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/seed0.json").write_text("{}")
+    with pytest.raises(UserError, match=r"a/seed0.json is no result of a run"):
+        tables.read(tmp_path)
