@@ -19,12 +19,11 @@ def base() -> ConfigDict:
     """Returns the locked base config."""
     config = ConfigDict()
     config.seed = 0  # of initial weights, order, augmentation and dropout
-    # Start from other weights: a finished run's workdir, or keras:FILE.h5 or pytorch:FILE.safetensors with those of
-    # the network's reference implementation, which may want another dataset.mean and std. The head keeps its initial
-    # weights where the classes differ.
+    # Weights to start from: a finished run's workdir, or keras:FILE.h5 or pytorch:FILE.safetensors from the network's
+    # reference implementation, which may need another dataset.mean and std. If the classes differ, the head keeps its
+    # initial weights.
     config.init_from = placeholder(str)
-    # What a loss or gradient that is not finite does: "stop", or "rollback" to the end of the epoch before, with half
-    # the learning rate.
+    # If a loss or gradient is not finite: "stop", or "rollback" to the last epoch's end with half the learning rate.
     config.on_nan = "stop"
     config.deterministic = False  # on a GPU: the same digits in every run, from slower operations without autotuning
 

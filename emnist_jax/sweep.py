@@ -1,7 +1,7 @@
 """Runs the rows of a table: `python -m emnist_jax.sweep --config=configs/sweeps/mnist.py [--results=results]`.
 
-Each run has its own folder, WORKDIR/ROW/seedN. The same command goes on where an earlier one ended, and leaves out what
-is finished. A run that fails is a line in the table, and the rest goes on.
+Each run has its own folder, WORKDIR/ROW/seedN. The same command resumes: finished runs are left out, and a run that was
+stopped goes on. If a run fails, the others go on, and the table says why it failed.
 """
 
 import re

@@ -19,13 +19,13 @@ LOG_SECONDS = 60.0
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Goes on with log.txt alone, as where the output goes to `head`."""
+        """Writes to log.txt alone if nobody reads the output any more, e.g. `| head`."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-# One console, so that log lines appear above a live progress bar.
-CONSOLE = _Console(highlight=False, markup=False, emoji=False)  # a path may look like either
+# One console, so that log lines appear above a live progress bar. Paths may look like markup or emoji.
+CONSOLE = _Console(highlight=False, markup=False, emoji=False)
 
 
 class _ConsoleHandler(logging.Handler):

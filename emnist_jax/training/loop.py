@@ -30,7 +30,7 @@ BLOWN_UP = 10
 
 
 def train_and_evaluate(config, workdir: Path, programs: dict | None = None) -> dict:
-    """Trains as `config` says, or goes on where an earlier process stopped, and tests once.
+    """Trains as `config` says, or resumes what an earlier process began, and tests once.
 
     If there are several processes (`jax.distributed`), each calls this; the first alone uses the workdir.
 
@@ -350,7 +350,7 @@ class Training:
         evaluation_seconds = time.perf_counter() - started
 
         config = as_json(run.config)
-        config["dataset"]["data_dir"] = None  # where the files lie makes no other experiment
+        config["dataset"]["data_dir"] = None  # another folder is no other experiment
         trainable = _size(self.state.params)
         result = {
             "model": run.config.model.name,

@@ -123,7 +123,7 @@ def check_same_network(config, model: Network) -> None:
 
 
 def _merge(source: str, theirs, ours):
-    """Returns their leaves in our structure, but our head where its shapes differ."""
+    """Returns their leaves in our structure, but our own head if its shapes differ."""
     theirs = flax.traverse_util.flatten_dict(theirs)
     merged = flax.traverse_util.flatten_dict(ours)
     shapes = {path: leaf.shape for path, leaf in merged.items()}
