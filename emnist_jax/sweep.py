@@ -32,19 +32,19 @@ def main(sweep) -> None:
     # The log lines of the runs are in their folders.
     terminal.CONSOLE.quiet = True
     for number, (row, seed) in enumerate(runs):
-        name, folder = f"{row['name']} seed {seed}", workdir / row["name"] / f"seed{seed}"
+        folder = workdir / row["name"] / f"seed{seed}"
         if _MINUTES.value is not None and time.monotonic() - started >= 60 * _MINUTES.value:
             raise Stopped(f"--minutes={_MINUTES.value:g} are over with {len(runs) - number} of {len(runs)} runs to go")
         finished_before = (folder / "result.json").exists()
         if not finished_before:
             left = (time.monotonic() - started) / max(trained, 1) * (len(runs) - number) / 60
-            print(f"[{number + 1}/{len(runs)}] {name}{f', {left:.0f} minutes to go' if trained else ''}", flush=True)
+            to_go = f", {left:.0f} minutes to go" if trained else ""
+            print(f"[{number + 1}/{len(runs)}] {row['name']} seed {seed}{to_go}", flush=True)
         try:
             result = loop.train_and_evaluate(experiment_of(row, seed, _OVERRIDE.value), folder, programs)
-        except UserError as error:
-            failures[name] = str(error)
-        except (OSError, RuntimeError) as error:  # a full disk, or out of memory on the device
-            failures[name] = first_line(error)
+        except (UserError, OSError, RuntimeError) as error:  # a RuntimeError of JAX: out of memory on the device
+            failures.setdefault(row["name"], []).append(f"seed {seed}: {first_line(error)}")
+            print(f"    failed: {error}", flush=True)
         else:
             trained += not finished_before
             if _RESULTS.value:
@@ -55,13 +55,13 @@ def main(sweep) -> None:
                 print(
                     f"    test top-1 {100 * result['test']['top1']:.2f} %, {result['train_seconds']:.0f} s", flush=True
                 )
-        if name in failures:
-            print(f"    failed: {failures[name]}", flush=True)
-    print(tables.markdown(sweep.rows, tables.read(workdir, "*/seed*/result.json")))
-    tables.plot(sweep.rows, tables.read(workdir, "*/seed*/result.json"), workdir / "sweep.png")
+    results = tables.read(workdir, "*/seed*/result.json")
+    print(tables.markdown(sweep.rows, results, failures))
+    tables.plot(sweep.rows, results, workdir / "sweep.png")
     print(f"accuracy against parameters: {workdir / 'sweep.png'}")
     if failures:
-        raise UserError(f"{len(failures)} of {len(runs)} runs failed, first {next(iter(failures.items()))}")
+        failed = [f"{name} {failure}" for name, of_row in failures.items() for failure in of_row]
+        raise UserError(f"{len(failed)} of {len(runs)} runs failed, first {failed[0]}")
 
 
 def _parse_shard(text: str) -> tuple[int, int]:

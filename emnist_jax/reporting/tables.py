@@ -32,13 +32,8 @@ def mean_and_deviation(values: list[float]) -> str:
     return f"{text} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else text
 
 
-def _last_epochs_above(result: dict, bar: float = 0.994) -> int:
-    """Counts the last five epochs whose validation top-1 reaches the bar."""
-    return sum(epoch.get("validation", {}).get("top1", 0) >= bar for epoch in result["history"][-5:])
-
-
-def markdown(rows: list[dict], results: dict[str, list[dict]]) -> str:
-    """Returns a Markdown table of the rows of a sweep, with what of them has been run."""
+def markdown(rows: list[dict], results: dict[str, list[dict]], failures: dict[str, list[str]] | None = None) -> str:
+    """Returns a Markdown table of the rows of a sweep, with what of them has been run, and what has failed."""
     lines = [
         "| run | parameters | reported, % | ours, test top-1, % | seeds | tested epoch | s an epoch | device, commit |",
         "|---|---|---|---|---|---|---|---|",
@@ -50,8 +45,10 @@ def markdown(rows: list[dict], results: dict[str, list[dict]]) -> str:
         found, asked = results.get(row["name"]), len(seeds[row["name"]])
         reported = " ".join(filter(None, (str(row["reported"] or "–"), row["remark"])))
         if not found:
-            command = f"`python -m emnist_jax.main --config={row['config']}`"
-            lines.append(f"| `{row['name']}` | | {reported} | not yet run: {command} | 0 of {asked} | | | |")
+            state = f"not yet run: `python -m emnist_jax.main --config={row['config']}`"
+            if row["name"] in (failures or {}):
+                state = f"failed: {failures[row['name']][0]}"
+            lines.append(f"| `{row['name']}` | | {reported} | {state} | 0 of {asked} | | | |")
             continue
         test = mean_and_deviation([result["test"]["top1"] for result in found])
         chosen = "best by validation" if found[0]["config"]["training"]["select"] == "best" else "last"
@@ -60,6 +57,20 @@ def markdown(rows: list[dict], results: dict[str, list[dict]]) -> str:
         lines.append(
             f"| `{row['name']}` | {found[0]['trainable_parameters']:,} | {reported} | {test} | "
             f"{len(found)} of {asked} | {chosen} | {seconds:.3g} | {'; '.join(made_with)} |"
+        )
+    return "\n".join(lines)
+
+
+def headlines(rows: list[dict], results: dict[str, list[dict]], count: int) -> str:
+    """Returns a short Markdown table of the first rows that have results."""
+    lines = ["| config | parameters | seeds | test accuracy, % | reported, % |", "|---|---|---|---|---|"]
+    with_results = {row["name"]: row for row in rows if row["name"] in results}
+    for name, row in list(with_results.items())[:count]:
+        found = results[name]
+        test = mean_and_deviation([result["test"]["top1"] for result in found])
+        config = row["config"].removeprefix("configs/")
+        lines.append(
+            f"| `{config}` | {found[0]['trainable_parameters']:,} | {len(found)} | {test} | {row['reported'] or '–'} |"
         )
     return "\n".join(lines)
 

@@ -1,0 +1,93 @@
+"""Writes the tables and the plot of results/ into the docs: `python -m emnist_jax.results [--check]`.
+
+results/ROW/seedN.json are the result.json files of finished runs (`emnist_jax.sweep --results=results`). The rows, and
+what their sources report, stand in configs/sweeps/.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from emnist_jax import command_line
+from emnist_jax.errors import UserError
+
+_CHECK = flags.DEFINE_bool(
+    "check", False, "Write nothing: fail if a table is not what the files say, or a file is wrong"
+)
+
+SWEEPS = ("mnist",)
+# Rows of the README's table.
+HEADLINES = 5
+
+
+def main(config) -> None:
+    from emnist_jax.reporting import tables
+
+    if config is not None:
+        raise UserError("results takes no --config")
+    root = Path(__file__).parent.parent
+    results = tables.read(root / "results")
+    rows = {name: sweep_rows(root / f"configs/sweeps/{name}.py") for name in SWEEPS}
+    check_results([row for of_sweep in rows.values() for row in of_sweep], results)
+    for page in ("README.md", "docs/results.md"):
+        path = root / page
+        before = path.read_text()
+        after = with_tables(before, rows, results)
+        if _CHECK.value and after != before:
+            raise UserError(f"{page} is not what results/ says: run `python -m emnist_jax.results`")
+        if after != before:
+            path.write_text(after)
+    if not _CHECK.value:
+        tables.plot(rows["mnist"], results, root / "docs/accuracy.png")
+    runs = sum(map(len, results.values()))
+    print(f"{runs} runs of {len(results)} rows: {'as the tables say' if _CHECK.value else 'written'}")
+
+
+def with_tables(text: str, rows: dict[str, list[dict]], results: dict[str, list[dict]]) -> str:
+    """Returns a page with the tables of sweeps between their marks, if it has them."""
+    from emnist_jax.reporting import tables
+
+    for name, of_sweep in rows.items():
+        for marked, table in (
+            (name, tables.markdown(of_sweep, results)),
+            (f"{name} headlines", tables.headlines(of_sweep, results, HEADLINES)),
+        ):
+            begin, end = f"<!-- {marked}: python -m emnist_jax.results -->\n", f"\n<!-- end of {marked} -->"
+            before, found, rest = text.partition(begin)
+            if found:
+                text = before + begin + table + end + rest.partition(end)[2]
+    return text
+
+
+def sweep_rows(path: Path) -> list[dict]:
+    """Returns the rows of a sweep's file."""
+    values = flags.FlagValues()
+    command_line.parse(["results", f"--config={path}"], experiment=False, flag_values=values)
+    return values.config.rows
+
+
+def check_results(rows: list[dict], results: dict[str, list[dict]]) -> None:
+    """Raises UserError for the first result that is not what its name says."""
+    from emnist_jax.config import flatten
+    from emnist_jax.sweep import experiment_of
+
+    known = {row["name"]: row for row in rows}
+    for name, of_row in results.items():
+        if name not in known:
+            raise UserError(f"results/{name} is no row of configs/sweeps/: {', '.join(f'{x}.py' for x in SWEEPS)}")
+        for result in of_row:
+            where = f"results/{name}/seed{result['seed']}.json"
+            wanted = flatten(experiment_of(known[name], result["seed"], []).to_dict())
+            found = flatten(result["config"])
+            differing = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+            if differing:
+                key = differing[0]
+                raise UserError(f"{where} was made with {key}={found.get(key)}, but its row has {wanted.get(key)}")
+            if not result.get("dataset_sha256") or result["synthetic"]:
+                raise UserError(f"{where} does not say which real images it was made with")
+            if result["commit"].endswith("-dirty"):
+                raise UserError(f"{where} was made with code that no commit holds ({result['commit']})")
+
+
+if __name__ == "__main__":
+    command_line.run(main, config_required=False)

@@ -1,0 +1,81 @@
+"""The tables in README and docs are what the files in results/ say, and these are what their names say."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from emnist_jax import results
+from emnist_jax.config import row
+from emnist_jax.errors import UserError
+from emnist_jax.reporting import tables
+from emnist_jax.sweep import experiment_of
+
+ROOT = Path(__file__).parent.parent
+ROW = row("configs/mnist_gap.py:v5", seeds=2, reported=99.44)
+
+
+def result_of(seed: int, top1: float) -> dict:
+    config = json.loads(json.dumps(experiment_of(ROW, seed, []).to_dict()))
+    return {
+        "config": config,
+        "seed": seed,
+        "test": {"top1": top1},
+        "history": [],
+        "dataset_sha256": "ab",
+        "synthetic": False,
+        "commit": "0123456789ab",
+        "device": "1 x GPU",
+        "trainable_parameters": 5893,
+        "seconds_per_epoch": 2.0,
+    }
+
+
+def test_the_repository_holds_what_its_tables_say():
+    rows = {name: results.sweep_rows(ROOT / f"configs/sweeps/{name}.py") for name in results.SWEEPS}
+    found = tables.read(ROOT / "results")
+    results.check_results([each for of_sweep in rows.values() for each in of_sweep], found)
+    for page in ("README.md", "docs/results.md"):
+        text = (ROOT / page).read_text()
+        assert results.with_tables(text, rows, found) == text, f"{page}: run `python -m emnist_jax.results`"
+
+
+def test_a_result_that_is_what_its_name_says_is_accepted():
+    results.check_results([ROW], {"mnist_gap_v5": [result_of(0, 0.99), result_of(1, 0.98)]})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("config.optimizer.learning_rate", 0.2, "made with optimizer.learning_rate=0.2, but its row has 0.1"),
+        ("config.seed", 1, "made with seed=1, but its row has 0"),
+        ("commit", "0123456789ab-dirty", "no commit holds"),
+        ("dataset_sha256", None, "does not say which real images"),
+        ("synthetic", True, "does not say which real images"),
+    ],
+)
+def test_a_result_that_is_not_what_its_name_says_is_refused(key, value, message):
+    result = copy.deepcopy(result_of(0, 0.99))
+    *sections, last = key.split(".")
+    section = result
+    for part in sections:
+        section = section[part]
+    section[last] = value
+    with pytest.raises(UserError, match=message):
+        results.check_results([ROW], {"mnist_gap_v5": [result]})
+    with pytest.raises(UserError, match="results/mnist_gap_v6 is no row"):
+        results.check_results([ROW], {"mnist_gap_v6": [result]})
+
+
+def test_tables_say_mean_deviation_and_what_is_missing():
+    other = row("configs/mnist_gap.py:v4", remark="(a remark)")
+    found = {"mnist_gap_v5": [result_of(0, 0.99), result_of(1, 0.98)]}
+    table = tables.markdown([ROW, other], found)
+    assert "| `mnist_gap_v5` | 5,893 | 99.44 | 98.50 ± 0.71 | 2 of 2 | last | 2 | 1 x GPU, 0123456789ab |" in table
+    assert "| – (a remark) | not yet run: `python -m emnist_jax.main --config=configs/mnist_gap.py:v4` |" in table
+    page = "a\n<!-- mnist: python -m emnist_jax.results -->\nold\n<!-- end of mnist -->\nb\n"
+    assert results.with_tables(page, {"mnist": [ROW]}, found).startswith("a\n<!-- mnist: python")
+    assert "98.50 ± 0.71" in results.with_tables(page, {"mnist": [ROW]}, found)
+    headlines = tables.headlines([other, ROW], found, 5).split("\n")
+    assert headlines[2:] == ["| `mnist_gap.py:v5` | 5,893 | 2 | 98.50 ± 0.71 | 99.44 |"]
