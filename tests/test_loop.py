@@ -226,3 +226,29 @@ def test_bad_values_are_refused(tmp_path, changes, message):
 def test_another_configs_workdir_is_refused(finished):
     with pytest.raises(UserError, match=r"seed was 0, is 1"):
         loop.train_and_evaluate(make_config(seed=1), finished[0])
+
+
+def test_a_loss_that_has_blown_up_is_said_at_the_end_of_the_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "BLOWN_UP", 0.1)
+    loop.train_and_evaluate(make_config(**{"training.steps": 2}), tmp_path)
+    assert (
+        "times that of chance: training has diverged; lower config.optimizer.learning_rate"
+        in (tmp_path / "log.txt").read_text()
+    )
+
+
+def test_a_folder_of_other_things_is_no_workdir(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"is not empty and holds no run \(but thesis.tex\)"):
+        loop.train_and_evaluate(make_config(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_init_from_refuses_a_network_that_computes_something_else(finished, tmp_path, monkeypatch):
+    workdir, _ = finished
+    config = make_config(**{"init_from": str(workdir), "training.steps": 1, "model.activation": "elu"})
+    with pytest.raises(UserError, match="holds another network: activation is relu, not elu"):
+        loop.train_and_evaluate(config, tmp_path / "elu")
+    config = make_config(**{"init_from": str(workdir), "training.steps": 1, "dataset.mean": 0.5})
+    loop.train_and_evaluate(config, tmp_path / "mean")
+    assert "init_from: dataset.mean was 0.1307 there, is 0.5 here" in (tmp_path / "mean/log.txt").read_text()
