@@ -39,6 +39,13 @@ def base() -> ConfigDict:
             "std": 0.3081,  # divides the images, as a fraction of full brightness
         }
     )
+    # Pretraining: images of another data set's validation and test splits are left out of training and validation.
+    config.transfer = ConfigDict(
+        {
+            "target": placeholder(str),  # the data set that is fine-tuned on later, one of datasets.NAMES
+            "allow_leak": False,  # True: these images stay, and result.json says so
+        }
+    )
     config.model = ConfigDict(
         {
             "name": "densenet",  # key of models.MODELS

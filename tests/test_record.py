@@ -15,7 +15,7 @@ def record_of(losses, top1s=None) -> Record:
     epochs = [
         {"step": 10 * i, "validation": {"loss": loss, "top1": top1}} for i, (loss, top1) in enumerate(validations, 1)
     ]
-    return Record("", epochs)
+    return Record("", epochs=epochs)
 
 
 def plateau_scales(**settings) -> list[float]:
@@ -66,7 +66,7 @@ def test_stale_epochs_count_from_the_lowest_loss():
 def test_the_best_epoch_is_the_latest_of_the_highest_top1():
     record = record_of((1.0, 0.5, 0.2, 0.1), (0.8, 0.9, 0.9, 0.7))
     assert [epoch["step"] for epoch in record.best_first] == [30, 20, 10, 40]
-    assert Record("", [{"step": 10}]).best_first == []
+    assert Record("", epochs=[{"step": 10}]).best_first == []
 
 
 def test_a_rollback_halves_the_rate_and_keeps_the_time():

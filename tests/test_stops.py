@@ -119,7 +119,7 @@ def small_state(step: int) -> train_step.TrainState:
 
 
 def record_of(step: int) -> Record:
-    return Record("", [{"step": i, "validation": {"top1": i / 100}} for i in range(10, step + 1, 10)])
+    return Record("", epochs=[{"step": i, "validation": {"top1": i / 100}} for i in range(10, step + 1, 10)])
 
 
 def restore_latest(workdir: Path):

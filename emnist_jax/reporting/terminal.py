@@ -106,6 +106,13 @@ def print_result(result: dict, workdir: Path) -> None:
     CONSOLE.print(f"tensorboard --logdir {workdir}", soft_wrap=True)
 
 
+_LEAKED = {
+    False: None,
+    True: "images that it is tested on, or that it will be fine-tuned for, were trained on",
+    None: "not known: it began with weights of which nobody says what they were trained on",
+}
+
+
 def result_table(result: dict) -> Table:
     """Returns the final table of what result.json holds."""
     test = result["test"]
@@ -120,6 +127,7 @@ def result_table(result: dict) -> Table:
         ("parameters", f"{result['parameters']:,}"),
         ("test top-1", accuracy("top1")),
         ("test top-5", accuracy("top5")),
+        *([("leaked", leaked)] if (leaked := _LEAKED[result.get("leaked", False)]) else []),
         ("epochs", f"{result['epochs']:g}"),
         (
             "training",

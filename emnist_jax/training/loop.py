@@ -110,7 +110,7 @@ class Training:
         else:
             if hosts.is_first() and (self.workdir / "config.json").exists():
                 log.warning("%s was begun but has no checkpoint: training starts over", self.workdir)
-            self.state = run.initial_state()
+            self.state, self.record.leaked = run.initial_state(), run.leaked()
 
     @hosts.all_or_none("described")  # a full disk shows here
     def _describe(self) -> None:
@@ -357,6 +357,8 @@ class Training:
             "dataset": dataset.name,
             "dataset_sha256": run.dataset_sha256,
             "synthetic": dataset.synthetic,
+            "shared_images": run.shared_images,
+            "leaked": record.leaked,
             "parameters": trainable + _size(self.state.batch_stats),
             "trainable_parameters": trainable,
             "test": test,

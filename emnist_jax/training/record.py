@@ -13,6 +13,7 @@ class Record:
 
     Attributes:
       dataset_sha256: Of the images and labels that the run uses.
+      leaked: Whether the weights know images that they, or those fine-tuned from them, are tested on; None: not known.
       epochs: What each epoch found: "step" at its end, "train" and "validation" with "loss", "top1" and "top5", ...
       rollbacks: Of each return to the end of an earlier epoch: "step", "to_step" and "learning_rate_scale".
       epoch_seconds: Training time in the epoch under way.
@@ -21,6 +22,7 @@ class Record:
     """
 
     dataset_sha256: str
+    leaked: bool | None = False
     epochs: list[dict] = dataclasses.field(default_factory=list)
     rollbacks: list[dict] = dataclasses.field(default_factory=list)
     epoch_seconds: float = 0.0

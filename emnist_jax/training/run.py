@@ -9,12 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from emnist_jax import datasets, models
 from emnist_jax.config import validate
+from emnist_jax.datasets import duplicates
 from emnist_jax.errors import UserError
 from emnist_jax.models.layers import Network
 from emnist_jax.training import hosts, optimizers, train_step, weights
@@ -34,6 +36,8 @@ class Run:
       mesh: Of the devices that share a batch.
       dataset: The images and labels, in this process' memory.
       dataset_sha256: Of all of them.
+      shared_images: How many training and validation images are in the target of the transfer's validation and test
+        splits; None if there is no such target.
       model: The network.
       optimizer: With the schedule in it.
       schedule: The learning rate of a step, for the record.
@@ -46,6 +50,7 @@ class Run:
     mesh: Mesh
     dataset: datasets.Dataset
     dataset_sha256: str
+    shared_images: int | None
     model: Network
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
@@ -83,6 +88,15 @@ class Run:
             log.info("params and batch_stats come from %s", self.config.init_from)
         return state
 
+    def leaked(self) -> bool | None:
+        """Tells whether training begins with, or will see, images that are tested on later; None: not known."""
+        if self.shared_images and self.config.transfer.allow_leak:
+            return True
+        if not self.config.init_from:
+            return False
+        leaked = weights.leaked(self.config.init_from, self.dataset.name) if hosts.is_first() else None
+        return hosts.broadcast(leaked)
+
 
 def network(config) -> Network:
     """Builds the network of a config, for use inside `shard_map`."""
@@ -106,7 +120,7 @@ def build(config) -> Run:
             f"the nearest that can is {nearest}"
         )
     model = network(config)
-    dataset = datasets.load(config.dataset)
+    dataset, shared_images = _load(config)
     steps_per_epoch = len(dataset.train.labels) // batch_size
     if not steps_per_epoch:
         raise UserError(
@@ -134,6 +148,7 @@ def build(config) -> Run:
         mesh=mesh,
         dataset=dataset,
         dataset_sha256=digest.hexdigest(),
+        shared_images=shared_images,
         model=model,
         optimizer=optimizer,
         schedule=schedule,
@@ -141,3 +156,27 @@ def build(config) -> Run:
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
     )
+
+
+def _load(config) -> tuple[datasets.Dataset, int | None]:
+    """Loads the data set, less the images that a transfer's target tests on."""
+    dataset = datasets.load(config.dataset)
+    if not config.transfer.target:
+        return dataset, None
+    settings = config.dataset.copy_and_resolve_references()
+    settings.update({"name": config.transfer.target, "validation_examples": None})
+    target = datasets.load(settings)
+    looked_at = np.concatenate([target.validation.images, target.test.images])
+    shared_images = 0
+    for name in ("train", "validation"):
+        split = getattr(dataset, name)
+        shared = duplicates.rows_in(split.images, looked_at)
+        shared_images += int(shared.sum())
+        if not config.transfer.allow_leak:
+            kept = datasets.Split(split.images[~shared], split.labels[~shared])
+            dataset = dataclasses.replace(dataset, **{name: kept})
+    log.info(
+        "%s images of %s are in %s's validation or test split: %s",
+        *(f"{shared_images:,}", dataset.name, target.name, "kept" if config.transfer.allow_leak else "left out"),
+    )
+    return dataset, shared_images

@@ -92,6 +92,16 @@ def _load_run(workdir: Path) -> tuple[Any, Any]:
     return variables["params"], variables["batch_stats"]
 
 
+def leaked(source: str, dataset: str) -> bool | None:
+    """Tells whether the weights of `transfer` know a data set's validation or test images; None: not known."""
+    if _is_file(source):
+        return None
+    result = json.loads((Path(source) / "result.json").read_text())
+    if dataset in (result["dataset"], result.get("config", {}).get("transfer", {}).get("target")):
+        return result.get("leaked")
+    return result.get("leaked") or None
+
+
 @hosts.all_or_none("compared")
 def check_same_network(config, model: Network) -> None:
     """Compares our network with the one that the run in `config.init_from` trained, if it is a run.

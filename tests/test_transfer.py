@@ -1,0 +1,59 @@
+"""What a network that is pretrained for another data set may see of it, and what its results say of that."""
+
+import numpy as np
+import pytest
+
+from emnist_jax.datasets import Split, duplicates
+from emnist_jax.training import loop, run, weights
+from test_loop import make_config
+
+CHANGES = {"training.steps": 1, "transfer.target": "synthetic/digits"}
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """Plants 3 test and 2 validation images of synthetic/digits in the training images of synthetic/mnist."""
+    load = run.datasets.load
+
+    def load_planted(config):
+        dataset = load(config)
+        if config.name == "synthetic/mnist":
+            own = config.copy_and_resolve_references()
+            own.name = "synthetic/digits"
+            digits = load(own)
+            images = np.concatenate([digits.test.images[:3], digits.validation.images[:2], dataset.train.images[5:]])
+            object.__setattr__(dataset, "train", Split(images, dataset.train.labels))
+        return dataset
+
+    monkeypatch.setattr(run.datasets, "load", load_planted)
+
+
+def test_images_that_the_target_tests_on_are_left_out(planted):
+    clean = run.build(make_config(**CHANGES, **{"dataset.name": "synthetic/mnist"}))
+    leaking = run.build(make_config(**CHANGES, **{"dataset.name": "synthetic/mnist", "transfer.allow_leak": True}))
+    assert (clean.shared_images, leaking.shared_images) == (5, 5)
+    assert len(leaking.dataset.train.labels) - len(clean.dataset.train.labels) == 5
+    target = run.datasets.load(make_config().dataset)
+    for split in (target.validation, target.test):
+        assert not duplicates.rows_in(clean.dataset.train.images, split.images).any()
+        assert duplicates.rows_in(leaking.dataset.train.images, split.images).any()
+    assert (clean.leaked(), leaking.leaked()) == (False, True)
+
+
+def test_results_say_what_leaked_also_after_fine_tuning(planted, tmp_path, capsys):
+    told = {}
+    for name, changes in {
+        "clean": CHANGES,
+        "leaking": {**CHANGES, "transfer.allow_leak": True},
+        "unknown": {"training.steps": 1},
+    }.items():
+        source = tmp_path / name
+        before = loop.train_and_evaluate(make_config(**changes, **{"dataset.name": "synthetic/mnist"}), source)
+        fine_tuning = make_config(**{"training.steps": 1, "init_from": str(source)})
+        after = loop.train_and_evaluate(fine_tuning, tmp_path / f"{name}_fine_tuned")
+        told[name] = (before["shared_images"], before["leaked"], after["leaked"])
+    assert told == {"clean": (5, False, False), "leaking": (5, True, True), "unknown": (None, False, None)}
+    printed = capsys.readouterr().out
+    assert "were trained on" in printed and "not known" in printed
+    assert weights.leaked(str(tmp_path / "leaking_fine_tuned"), "synthetic/digits")
+    assert weights.leaked("keras:weights.h5", "synthetic/digits") is None
