@@ -14,7 +14,7 @@ AUGMENTATIONS = {
 
 
 def recipe(model: str) -> ConfigDict:
-    """Returns what all the study's runs have in common: EMNIST Balanced, ReduceLROnPlateau and early signals."""
+    """Returns what all the study's runs have in common: EMNIST Balanced, ReduceLROnPlateau and early stopping."""
     config = base()
     config.dataset.name = "emnist/balanced"
     config.model.name = model
