@@ -22,14 +22,14 @@ class Network(nn.Module):
 
     Attributes:
       num_classes: Width of the last layer.
-      input_shape: Height, width and channels that the source fed it.
+      input_shape: Height, width and channels of its images, as in the source.
       activation: Key of ACTIVATIONS.
       initializer: Key of INITIALIZERS.
       batch_norm_momentum: Weight of the running average's old value (1 - PyTorch's momentum).
       batch_norm_epsilon: Added to the variance.
       sync_batch_norm: Whether BatchNorm averages over the mesh axis.
       axis_name: Mesh axis over which the batch is split, or None outside `shard_map`.
-      dtype: Of the computation, but for the last layer: it is at least float32.
+      dtype: Of the computation; `head_dtype` is that of the last layer.
       convolution: "xla" or "matmul".
     """
 
@@ -52,7 +52,7 @@ class Network(nn.Module):
 
     @property
     def head_dtype(self) -> jnp.dtype:
-        """Dtype of the last layer's computation."""
+        """Dtype of the last layer's computation: at least float32."""
         return jnp.promote_types(self.dtype, jnp.float32)
 
     def conv(
