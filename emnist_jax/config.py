@@ -83,7 +83,7 @@ def base() -> ConfigDict:
             "name": "nesterov",  # key of optimizers.OPTIMIZERS
             "learning_rate": 0.001,  # the highest of the schedule
             "momentum": 0.9,  # momentum, nesterov and muon
-            "beta1": 0.9,  # adam family
+            "beta1": 0.9,  # adam family; constant also in nadam, where Keras lets it rise from half of it
             "beta2": 0.999,  # adam family
             "epsilon": 1e-8,  # adam family and rmsprop (Keras' default is 1e-7)
             # Added to the gradient (L2); adamw and muon decouple it. adamw without any is adam.

@@ -1,8 +1,10 @@
-"""Prints a network's layers, size, reach and work: `python -m emnist_jax.summary --config=configs/densenet.py`.
+"""Prints the layers, parameters, receptive field and multiply-adds of a network.
 
-`python -m emnist_jax.summary --all` prints the counts of all networks, beside the published ones.
+    python -m emnist_jax.summary --config=configs/densenet.py
+    python -m emnist_jax.summary --all
 
-Receptive field and multiply-adds are read off the traced computation, so that they hold for any network.
+`--all` prints the counts of all networks beside the published ones. Receptive field and multiply-adds are computed from
+the traced computation, not from the layers.
 """
 
 import dataclasses
@@ -23,7 +25,7 @@ from emnist_jax.config import validate
 from emnist_jax.errors import UserError
 from emnist_jax.models.layers import Network
 
-_ALL = flags.DEFINE_bool("all", False, "The counts of all networks, in place of one network's layers")
+_ALL = flags.DEFINE_bool("all", False, "Print the counts of all networks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +40,14 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What `summarize` finds out.
+    """Result of `summarize`.
 
     Attributes:
       layers: In the order of the computation.
       trainable: Number of trainable parameters.
       non_trainable: Number of BatchNorm's running statistics.
-      receptive_field: Side of the square of input pixels that the widest path to a logit covers, padding
-        included.
-      multiply_adds: Of one image's forward pass, in convolutions and matrix products.
+      receptive_field: Side, in pixels, of the square of the padded image that a logit depends on.
+      multiply_adds: Of the convolutions and matrix products of one image's forward pass.
     """
 
     layers: tuple[Layer, ...]
@@ -57,7 +58,7 @@ class Summary:
 
 
 def summarize(model: Network) -> Summary:
-    """Traces a network on one image, without computing anything."""
+    """Traces a network on one image; nothing is computed."""
     model = model.clone(convolution="xla")
     image = jnp.zeros((1, *model.input_shape))
     calls = []
@@ -85,7 +86,7 @@ def summarize(model: Network) -> Summary:
     inputs = [None] * (len(jaxpr.jaxpr.invars) - 1) + [(1, 1)]
     ((receptive_field, _),) = _walk(jaxpr.jaxpr, inputs, counted)
     return Summary(
-        # A layer without parameters that changes nothing here is dropout.
+        # Dropout is the only layer without parameters.
         tuple(layer for layer in layers if layer.parameters),
         _size(variables["params"]),
         _size(variables.get("batch_stats", {})),
@@ -99,9 +100,10 @@ def _size(tree) -> int:
 
 
 def _walk(jaxpr, inputs: list, counted: list[int]) -> list:
-    """Follows (receptive field, distance between neighbours) in pixels through a jaxpr; None: no image.
+    """Propagates receptive fields through a jaxpr, and adds its multiply-adds to `counted[0]`.
 
-    Adds the multiply-adds to `counted[0]`.
+    `inputs` and the result hold (receptive field, distance between neighbours) of each variable, in pixels, or None if
+    it does not depend on the image.
     """
     known = dict(zip(jaxpr.invars, inputs, strict=True))
 
@@ -133,7 +135,7 @@ def _window(equation) -> tuple[int, int]:
         return kernel[params["dimension_numbers"].rhs_spec[2]], params["window_strides"][0]
     if name.startswith("reduce_window"):
         return params["window_dimensions"][1], params["window_strides"][1]
-    # Global pooling and flattening reach over the whole image.
+    # Global pooling and flattening cover the whole image.
     pooled = name == "reduce_sum" and params["axes"] == (1, 2)
     flattened = name == "reshape" and len(shape) == 4 and equation.outvars[0].aval.ndim == 2
     if pooled or flattened:
@@ -153,7 +155,7 @@ def _multiply_adds(equation) -> int:
 
 
 def describe(config) -> None:
-    """Prints the layers of the network of a config."""
+    """Prints the layers of a config's network."""
     validate(config)
     model = models.create(config.model, len(datasets.class_names(config.dataset.name)))
     summary = summarize(model)
@@ -172,13 +174,12 @@ def describe(config) -> None:
 
 
 def describe_all() -> None:
-    """Prints a Markdown table of every network at every number of classes that it is published or used with."""
-    # Wide enough for the longest row, whatever the terminal: the table goes into the README.
+    """Prints a Markdown table of `models.SETTINGS`."""
     table = Table(box=box.MARKDOWN)
     for column in ("model", "input", "classes", "total", "trainable", "multiply-adds", "published", "source"):
         table.add_column(column, justify="left" if column in ("model", "source") else "right", no_wrap=True)
     for name, classes in track(models.SETTINGS, "Tracing the networks", console=Console(stderr=True), transient=True):
-        model = models.MODELS[name](num_classes=classes)
+        model = (models.MODELS | models.IMAGENET)[name](num_classes=classes)
         summary = summarize(model)
         published = models.PUBLISHED.get((name, classes))
         table.add_row(
@@ -191,6 +192,7 @@ def describe_all() -> None:
             f"{published.count:,} {published.of}" if published else "",
             published.source if published else "",
         )
+    # The longest row fits, however narrow the terminal is: the table goes into the README.
     Console(width=200).print(table)
 
 

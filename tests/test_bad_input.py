@@ -514,7 +514,7 @@ WRONG_KEYS = [
 ]
 NAMES = {
     "dataset.name": datasets.NAMES,
-    "model.name": [name for name in models.MODELS if "imagenet" not in name],
+    "model.name": list(models.MODELS),
     "model.activation": list(layers.ACTIVATIONS),
     "model.initializer": list(layers.INITIALIZERS),
     "model.dtype": ["float32", "bfloat16"],

@@ -17,22 +17,30 @@ from emnist_jax.config import flatten
 from emnist_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
-QUICK = ["mnist_onecycle.py"]
-CANDIDATES = [name for name in CONFIGS if not name.startswith(("densenet.py", "lenet5", "mnist", "quickstart"))]
-ONE_STEP = QUICK + [
+QUICK = "mnist_onecycle.py"
+
+
+def module(name: str):
+    spec = importlib.util.spec_from_file_location("experiment", ROOT / "configs" / name)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def load(name: str, *variant: str):
+    return module(name).get_config(*variant)
+
+
+CANDIDATES = module("candidates.py").NETWORKS
+CONFIGS = sorted({path.name for path in (ROOT / "configs").glob("*.py")} - {"candidates.py"})
+ONE_STEP = [QUICK] + [
     pytest.param(name, marks=pytest.mark.slow)
     for name in (
-        *(name for name in CONFIGS if name not in QUICK),
-        *(f"{name}:fixed" for name in CANDIDATES),
-        *(f"densenet.py:layer_{layer}" for layer in ("1", "2", "3", "4", "4_2", "4_3")),
-        *(
-            "densenet.py:121_base",
-            "densenet.py:dropout_4",
-            "densenet.py:aug_5",
-            "densenet.py:pretrain",
-            "densenet.py:fixed",
-        ),
+        *(name for name in CONFIGS if name != QUICK),
+        *(f"candidates.py:{network}{recipe}" for network in CANDIDATES for recipe in ("", ",fixed")),
+        *(f"densenet.py:{layers}" for layers in module("densenet.py").LAYERS),
+        *(f"densenet.py:{variant}" for variant in ("dropout_4", "aug_5", "pretrain", "fixed")),
+        *("densenet121.py:fixed", "resnet50.py:fixed", "lenet5.py:rbf"),
         *(f"mnist_squeeze.py:{i}" for i in range(1, 10)),
         *(f"mnist_gap.py:v{i}" for i in range(1, 5)),
     )
@@ -74,34 +82,44 @@ def test_every_config_trains(name, tmp_path):
     assert done.stderr == ""
 
 
-def load(name: str, *variant: str):
-    spec = importlib.util.spec_from_file_location("experiment", ROOT / "configs" / name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(*variant)
-
-
-@pytest.mark.parametrize("name", CANDIDATES)
-def test_the_candidates_study_and_fixed_settings(name):
-    study, fixed = load(name), load(name, "fixed")
-    for config in (study, fixed):
+@pytest.mark.parametrize(
+    ("name", "variant", "optimizer", "rate", "size", "epochs", "schedule"),
+    [
+        ("resnet50.py", "study", "adam", 5e-4, 2048, 200, "plateau"),
+        ("densenet121.py", "study", "nesterov", 0.01, 2048, 200, "constant"),
+        ("densenet.py", "final", "nesterov", 0.001, 1024, 100, "plateau"),
+        *(("candidates.py", network, "nesterov", 0.001, 1024, 100, "plateau") for network in CANDIDATES),
+    ],
+)
+def test_the_study_s_recipes_and_ours(name, variant, optimizer, rate, size, epochs, schedule):
+    study, ours = load(name, variant), load(name, f"{variant},fixed" if variant in CANDIDATES else "fixed")
+    for config in (study, ours):
         config_lib.validate(config)
         models.create(config.model, 47)
-    assert study == load(name, "study")
-    assert (study.training.batch_size, study.training.epochs) == (2048, 200)
-    expected = {"resnet50.py": ("adam", 5e-4), "densenet121.py": ("nesterov", 0.01)}.get(name, ("sgd", 0.001))
-    assert (study.optimizer.name, study.optimizer.learning_rate) == expected
-    assert study.schedule.name == "plateau" and fixed.schedule.name == "onecycle"
-    published = models.create(study.model, 47)
-    assert getattr(published, "stem_stride", 1) == (1 if name in ("vgg16.py", "wide_resnet.py") else 2)
-    assert getattr(models.create(fixed.model, 47), "stem_stride", 1) == 1
-    with pytest.raises(UserError, match="unknown variant 'fixd'; did you mean 'fixed'"):
-        load(name, "fixd")
+    assert (study.optimizer.name, study.optimizer.learning_rate, study.schedule.name) == (optimizer, rate, schedule)
+    assert (study.training.batch_size, study.training.epochs) == (size, epochs)
+    assert (ours.optimizer.name, ours.optimizer.weight_decay, ours.schedule.name) == ("adamw", 0.05, "onecycle")
+    strides = [getattr(models.create(config.model, 47), "stem_stride", None) for config in (study, ours)]
+    expected = {"vgg16": [None, None], "wide_resnet": [None, None], "final": [2, 2]}
+    assert strides == expected.get(variant, [2, 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "message"),
+    [
+        ("resnet50.py", "fixd", "unknown variant 'fixd'; did you mean 'fixed'?"),
+        ("lenet5.py", "rfb", "unknown head 'rfb'; did you mean 'rbf'?"),
+        ("candidates.py", "mobilenet,fixd", "unknown variant 'fixd'; did you mean 'fixed'?"),
+        ("candidates.py", "vgg,fixed", "unknown network 'vgg'; did you mean 'vgg16'?"),
+    ],
+)
+def test_an_unknown_variant_is_an_error(name, variant, message):
+    with pytest.raises(UserError) as error:
+        load(name, variant)
+    assert str(error.value) == message
 
 
 def test_the_variants_of_the_densenet():
-    final = load("densenet.py")
-    assert (final.optimizer.name, final.optimizer.learning_rate, final.training.batch_size) == ("nesterov", 0.001, 1024)
     assert {load("densenet.py", f"layer_{i}").model.name for i in (1, 2, 3)} == {
         f"densenet_layer_{i}" for i in (1, 2, 3)
     }
@@ -135,6 +153,7 @@ def test_the_variants_of_the_densenet():
         (("--config", "configs/nothing.py"), "configs/nothing.py"),
         (("--config=configs/nothing.py",), "cannot read the config file"),
         (("--config=configs/densenet.py:layer_9",), "unknown variant 'layer_9'; did you mean 'layer_4'?"),
+        (("--config=configs/candidates.py",), "unknown network ''; known: dpn, efficientnet_b1, mobilenet, "),
         (("--config=configs/quickstart.py", "--config.training.epocs=3"), "did you mean 'epochs'?"),
         (("--config=configs/quickstart.py", "--config.training.epochs=x"), "could not convert"),
         (("--config=configs/quickstart.py", "--config.model.name=densnet"), "did you mean 'densenet'?"),
@@ -179,7 +198,8 @@ def test_a_faulty_experiment_file_ends_with_one_line_and_code_2(content, message
 def test_summary():
     done = run("summary", "--config=configs/densenet.py")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("Total params: 2,152,667\nTrainable params: 2,128,755\nNon-trainable params: 23,912\n")
+    total = models.PUBLISHED["densenet", 47].count
+    assert done.stdout.endswith(f"Total params: {total:,}\nTrainable params: 2,128,755\nNon-trainable params: 23,912\n")
     assert re.search(r"conv2_block1_2_conv\W+Conv\W+8 x 8 x 32\W+36,864", done.stdout)
     assert re.search(r"head\W+Dense\W+47\W+21,291", done.stdout)
 

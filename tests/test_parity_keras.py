@@ -58,7 +58,7 @@ def test_parity(name):
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_published_counts(name):
-    model = models.MODELS[f"{name}_imagenet"](num_classes=1000)
+    model = models.IMAGENET[f"{name}_imagenet"](num_classes=1000)
     reference = REFERENCES[name](weights=None, input_shape=model.input_shape)
     published = models.PUBLISHED[f"{name}_imagenet", 1000]
     trainable = sum(math.prod(v.shape) for v in reference.trainable_variables)

@@ -1,6 +1,6 @@
-"""Data sets as arrays in memory: `load(config)` gives upright uint8 images, whatever the source.
+"""Data sets as arrays in memory: `load(config)` returns upright uint8 images.
 
-`official` reads the published sets, `synthetic` renders a stand-in that needs no download.
+`official` reads the published sets. `synthetic` renders stand-ins that need no download.
 """
 
 import dataclasses
@@ -29,15 +29,15 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set: three splits, of which `validation` (cut from train) may have no rows.
+    """A data set of three splits.
 
     Attributes:
-      name: The name that it was loaded by.
-      train: What to train on.
-      validation: What to choose models on.
-      test: What to look at once.
+      name: One of `NAMES`.
+      train: For training.
+      validation: For choosing models; cut from the official training split. May have no rows.
+      test: For the final figures.
       class_names: Name of each class, by label.
-      synthetic: Whether the images were rendered, so that no accuracy on them is a result.
+      synthetic: Whether the images were rendered. An accuracy on rendered images is no result.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Dataset:
 
 
 def class_names(name: str) -> tuple[str, ...]:
-    """Returns the name of each class of a data set, without loading it; a UserError if it is none of `NAMES`."""
+    """Returns the name of each class of a data set without loading it, or raises UserError if `NAMES` lacks it."""
     if name not in NAMES:
         raise errors.unknown("data set", name, NAMES)
     return official.SETS[name].class_names if name in official.SETS else synthetic.CLASS_NAMES[name]
@@ -59,17 +59,10 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     """Loads a data set into memory and cuts the validation split from the end of train.
 
     Args:
-      config: The `dataset` section of the configuration: `name`, one of `NAMES`; `data_dir`, a
-        folder with the official files (None: where TFDS keeps or finds them);
-        `validation_examples`, the size of the validation split (None: the conventional one);
-        `train_per_class`, `test_per_class` and `seed`, for the synthetic sets alone (None: the
-        default sizes). `train_per_class` includes the validation images.
-
-    Returns:
-      The data set.
+      config: The section `config.dataset`. `train_per_class` includes the validation images.
 
     Raises:
-      UserError: An unknown name, a wrong setting, or files that are missing or damaged.
+      UserError: The name is unknown, a setting is wrong, or a file is missing or damaged.
     """
     name = config.name
     classes = class_names(name)

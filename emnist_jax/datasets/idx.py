@@ -1,9 +1,8 @@
 """Reads IDX files, the format of MNIST and EMNIST: plain, gzipped, or gzipped inside NIST's zip.
 
-Format: http://yann.lecun.com/exdb/mnist (two zero bytes, type code 0x08 for unsigned bytes, number
-of dimensions, each dimension as a big-endian uint32, then the values in C order).
-Nothing is extracted to disk, and a header is not believed: no more memory is taken than the bytes
-that really follow it.
+Format: http://yann.lecun.com/exdb/mnist (two zero bytes, type code 0x08 for unsigned bytes, number of dimensions, each
+dimension as a big-endian uint32, then the values in C order). Nothing is extracted to disk. Memory is taken for the
+bytes that a file really holds, not for those that its header claims.
 """
 
 import contextlib
@@ -22,7 +21,7 @@ import numpy as np
 from emnist_jax import errors
 
 _IMAGE_SHAPE = (28, 28)
-# EMNIST has 814,255 images; a header that asks for many more than that lies.
+# EMNIST has 814,255 images. A header with many more is damaged.
 _MAX_EXAMPLES = 1_000_000
 _CHUNK_BYTES = 1 << 20
 
@@ -39,19 +38,19 @@ class File:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """Opens the stored bytes, still gzipped where they are."""
+        """Opens the stored bytes, which may be gzipped."""
         if self.member is None:
             with self.path.open("rb") as file:
                 yield file
         else:
             with zipfile.ZipFile(self.path) as archive:
                 member = archive.getinfo(self.member)
-                # NIST's methods: zipfile inflates bzip2 and LZMA without a bound.
+                # NIST uses these two. zipfile inflates the others (bzip2, LZMA) without a limit on memory.
                 if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise zipfile.BadZipFile(
                         f"it is packed by method {member.compress_type}, neither stored nor deflated"
                     )
-                # A gzip file hardly shrinks again. One that does may hold what gzip reads byte by byte: padding.
+                # A gzip file hardly shrinks again. One that does may be mostly padding, which gzip reads byte by byte.
                 if member.file_size > 2 * member.compress_size + _CHUNK_BYTES:
                     raise zipfile.BadZipFile(
                         f"{member.compress_size:,} bytes claim to hold a gzip file of {member.file_size:,}"
@@ -66,8 +65,8 @@ def read_split(
     """Reads the images and the labels of one split.
 
     Args:
-      images_file: Where the images are.
-      labels_file: Where the labels are.
+      images_file: File of the images.
+      labels_file: File of the labels.
       num_classes: Number of classes.
       first_label: The smallest label in the file (1 for EMNIST Letters).
 
@@ -75,7 +74,7 @@ def read_split(
       Images as stored, uint8 `[N, 28, 28]`, and 0-based labels, int32 `[N]`.
 
     Raises:
-      UserError: A file is damaged, or does not hold what it should.
+      UserError: A file is damaged, the files hold different numbers of examples, or a label is out of range.
     """
     images = read(images_file, _IMAGE_SHAPE)
     labels = read(labels_file, ()).astype(np.int32) - first_label
@@ -96,21 +95,21 @@ def read(file: File, item_shape: tuple[int, ...]) -> np.ndarray:
     """Reads one IDX file of examples of the given shape.
 
     Args:
-      file: Where it is.
+      file: The file.
       item_shape: The shape of one example, `()` for labels.
 
     Returns:
       uint8 `[N, *item_shape]`.
 
     Raises:
-      UserError: It cannot be read, or is not an intact IDX file of such examples.
+      UserError: It cannot be read, or it is not an intact IDX file of such examples.
     """
     try:
         with file.open() as stored:
             zipped = stored.peek(2)[:2] == b"\x1f\x8b"
             return _parse(gzip.GzipFile(fileobj=stored) if zipped else stored, file, item_shape)
-    # `zipfile` knows KeyError for a missing member, RuntimeError for an encrypted one, NotImplementedError for a
-    # version that it lacks, ValueError for a name that is no text or a place beyond all files, and a bare EOFError.
+    # `zipfile` raises KeyError if the member is missing, RuntimeError if it is encrypted, NotImplementedError (a
+    # RuntimeError) if its version is unknown, ValueError if its name or offset is invalid, and EOFError without a text.
     except (EOFError, OSError, zlib.error, zipfile.BadZipFile, KeyError, RuntimeError, ValueError) as error:
         raise errors.UserError(f"cannot read {file}: {str(error) or 'it ends too early'}") from error
 
@@ -132,7 +131,7 @@ def _parse(content: BinaryIO, file: File, item_shape: tuple[int, ...]) -> np.nda
         raise errors.UserError(f"{file} claims to hold {shape[0]:,} examples: damaged header")
     expected = math.prod(shape)
     values = bytearray()
-    # One byte more than expected: it finds what is too long, and makes gzip check its checksum.
+    # It asks for one byte more than expected. This detects a file that is too long, and makes gzip verify its checksum.
     while chunk := content.read(min(_CHUNK_BYTES, expected + 1 - len(values))):
         values += chunk
     if len(values) != expected:

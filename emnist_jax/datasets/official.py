@@ -1,15 +1,15 @@
-"""MNIST, Fashion-MNIST, KMNIST, the six EMNIST sets and the EMNIST pool: what they are, where from.
+"""MNIST, Fashion-MNIST, KMNIST, the six EMNIST sets and the EMNIST pool.
 
-Sizes, classes and orientation: Cohen et al. 2017 (https://arxiv.org/abs/1702.05373) and the files
-themselves. URLs and SHA-256 sums: the records of TensorFlow Datasets (TFDS), which is used without
-TensorFlow. A set comes from the first of these that applies:
+Sizes, classes and orientation: Cohen et al. 2017 (https://arxiv.org/abs/1702.05373) and the files themselves. URLs and
+SHA-256 sums: TensorFlow Datasets (TFDS), which is used without TensorFlow. A set is read from the first of these that
+is there:
 
 1. `data_dir`: a folder with the official files, or with NIST's gzip.zip.
 2. A copy that TFDS has prepared under $TFDS_DATA_DIR (default ~/tensorflow_datasets).
-3. The official archive: in $TFDS_DATA_DIR/downloads(/manual), else downloaded there by TFDS.
+3. The official archive in $TFDS_DATA_DIR/downloads(/manual), after TFDS has downloaded it if need be.
 
-All three give the same rows in the same order. TFDS shuffles what it prepares, so the order of the
-official file is restored: the conventional validation split is its last rows.
+All three give the same rows in the same order. TFDS shuffles what it prepares. Its rows are put back into the order of
+the official file, as the conventional validation split is the last rows.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 DIGITS = tuple("0123456789")
 CAPITALS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-# EMNIST keeps only the small letters that look unlike their capitals; the others join these.
+# EMNIST keeps the small letters that look unlike their capitals. It merges the others with their capitals.
 MERGED = (*DIGITS, *CAPITALS, *"abdefghnqrt")
 BY_CLASS = (*DIGITS, *CAPITALS, *"abcdefghijklmnopqrstuvwxyz")
 CLOTHES = (
@@ -59,10 +59,10 @@ class OfficialSet:
       class_names: Name of each class, by label.
       train_examples: Official number of training images.
       test_examples: Official number of test images.
-      validation_examples: How many of the last training rows are, by convention, for validation.
-      train_prefix: Names of the two training files, up to "-images-idx3-ubyte".
+      validation_examples: Number of the last training rows that are, by convention, for validation.
+      train_prefix: Start of the names of the two training files, up to "-images-idx3-ubyte".
       test_prefix: The same for the test files.
-      transposed: Whether the files hold the images with rows and columns exchanged.
+      transposed: Whether rows and columns of the images are exchanged in the files.
       first_label: The smallest label in the files.
     """
 
@@ -86,10 +86,9 @@ def _emnist(split: str, *counts_and_classes, first_label: int = 0) -> OfficialSe
     )
 
 
-# Validation: EMNIST's authors say that the last rows of the balanced training sets, as many as in
-# the test set, are a validation set. ByMerge and ByClass have no such convention; the same rule is
-# used. The pool's training rows are in random order (chi-squared of the last 18,800 labels against
-# all: 36.3, 46 degrees of freedom), so its last rows are a fair sample.
+# Validation: in the balanced sets, EMNIST's authors reserve the last training rows, as many as the test set has.
+# ByMerge and ByClass have no such convention; ours is the same. The pool's training rows are in random order
+# (chi-squared of the last 18,800 labels against all: 36.3, 46 degrees of freedom), so its last rows are a fair sample.
 SETS = {
     "mnist": OfficialSet(DIGITS, 60_000, 10_000, 10_000),
     "fashion_mnist": OfficialSet(CLOTHES, 60_000, 10_000, 10_000),
@@ -100,7 +99,7 @@ SETS = {
     "emnist/letters": _emnist("letters", CAPITALS, 124_800, 20_800, 20_800, first_label=1),
     "emnist/digits": _emnist("digits", DIGITS, 240_000, 40_000, 40_000),
     "emnist/mnist": _emnist("mnist", DIGITS, 60_000, 10_000, 10_000),
-    # Real EMNIST images, split anew: see Data in the README. Never report it as an EMNIST set.
+    # Real EMNIST images with our own splits: see Data in the README. Never report it as an EMNIST set.
     "emnist_pool": _emnist("pool", MERGED, 204_333, 18_800, 18_800),
 }
 
@@ -108,17 +107,17 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 
 def read(name: str, data_dir: str | None) -> tuple[Arrays, Arrays]:
-    """Reads a data set, from wherever it can be had.
+    """Reads a data set.
 
     Args:
       name: One of `SETS`.
-      data_dir: Folder with the official files, or None for TFDS' copy.
+      data_dir: Folder with the official files, or None for TFDS' copy or download.
 
     Returns:
       The training and the test split: upright images, uint8 `[N, 28, 28]`, and labels, int32 `[N]`.
 
     Raises:
-      UserError: The files are missing or damaged, or there is no network to fetch them.
+      UserError: A file is missing or damaged, or cannot be downloaded.
     """
     official = SETS[name]
     if data_dir is not None:
@@ -138,7 +137,7 @@ def read(name: str, data_dir: str | None) -> tuple[Arrays, Arrays]:
 
 
 def _read_files(official: OfficialSet, find) -> list[Arrays]:
-    """Decodes both splits; `find` maps the name of a file, less ".gz", to an `idx.File`."""
+    """Reads both splits; `find` maps the name of a file, without ".gz", to an `idx.File`."""
     return [
         idx.read_split(
             find(f"{prefix}-images-idx3-ubyte"),
@@ -151,7 +150,7 @@ def _read_files(official: OfficialSet, find) -> list[Arrays]:
 
 
 def _find(folder: pathlib.Path, stem: str) -> idx.File:
-    # Unzipped copies of MNIST in circulation are called both "-idx3-" and ".idx3-".
+    # Unzipped copies of MNIST have "-idx3-" or ".idx3-" in their names.
     names = [f"{s}{suffix}" for s in (stem, stem.replace("-idx", ".idx")) for suffix in (".gz", "")]
     for path in (folder / name for name in names):
         if path.is_file():
@@ -170,19 +169,19 @@ def _zip_member(archive: pathlib.Path, stem: str) -> idx.File:
 
 
 def _read_tfds(name: str, official: OfficialSet) -> list[Arrays]:
-    # Imported here because it takes half a second, which only these sets need.
+    # Imported here because it takes half a second, and only these sets need it.
     import tensorflow_datasets as tfds
 
     root = pathlib.Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")))
     try:
         builder = tfds.builder(name, data_dir=root)
-    # A damaged dataset_info.json shows as protobuf's, json's or TFDS' own exceptions.
+    # A damaged dataset_info.json raises an exception of protobuf, json or TFDS.
     except Exception as error:
         reason = textwrap.shorten(str(error), 160)
         raise errors.UserError(
             f"TFDS cannot read what it prepared in {root / name} ({reason}); delete that folder"
         ) from error
-    # TFDS warns on stderr when asked about a folder that does not exist.
+    # `exists` comes first because TFDS writes a warning to stderr if the folder does not exist.
     if builder.data_path.exists() and builder.is_prepared():
         found = {split: info.num_examples for split, info in builder.info.splits.items()}
         if found == {"train": official.train_examples, "test": official.test_examples}:
@@ -200,7 +199,7 @@ def _read_tfds(name: str, official: OfficialSet) -> list[Arrays]:
 
 
 def _read_prepared(builder, split: str) -> Arrays:
-    """Reads one split of what TFDS has prepared, in the order of the official file."""
+    """Reads one split that TFDS has prepared, and restores the order of the official file."""
     import tensorflow_datasets as tfds
     from google.protobuf import message
     from tensorflow_datasets.core import hashing
@@ -209,12 +208,12 @@ def _read_prepared(builder, split: str) -> Arrays:
     info = builder.info.splits[split]
     images = np.empty((info.num_examples, 28, 28), np.uint8)
     labels = np.empty(info.num_examples, np.int32)
-    # TFDS keys each example by its row in the official file and sorts by the key's salted hash.
+    # TFDS sorts examples by a salted hash of their row in the official file.
     hasher = hashing.Hasher(split)
     rows = sorted(range(info.num_examples), key=hasher.hash_key)
     try:
         if builder.info.file_format is tfds.core.FileFormat.TFRECORD:
-            # TFDS itself reads this format, its default, only with TensorFlow.
+            # This is TFDS' default format. TFDS reads it only with TensorFlow.
             records = (record for path in info.filepaths for record in _tfrecords(path))
         else:
             source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
@@ -237,15 +236,14 @@ def _read_prepared(builder, split: str) -> Arrays:
 
 
 def _tfrecords(path: os.PathLike) -> Iterator[bytes]:
-    """Yields the records of a TFRecord file: each follows its length and is followed by a CRC.
+    """Yields the records of a TFRecord file. Each has its length before it and a CRC after it.
 
-    The CRCs (CRC-32C, which the standard library lacks) are not checked: the PNG images inside have
-    their own.
+    The CRCs (CRC-32C, which the standard library lacks) are not checked, as the PNG images have their own.
     """
     with open(path, "rb") as file:
         while header := file.read(12):
             (length,) = struct.unpack("<Q4x", header)
-            # An example takes about 300 bytes; a damaged length must not ask for terabytes.
+            # An example has about 300 bytes. The limit keeps a damaged length from taking all the memory.
             record = file.read(min(length, 1 << 20))
             if len(record) != length or len(file.read(4)) != 4:
                 raise ValueError(f"{os.path.basename(path)} is truncated or corrupt")
@@ -253,7 +251,7 @@ def _tfrecords(path: os.PathLike) -> Iterator[bytes]:
 
 
 def _fetch(builder, downloads: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Returns where the official files are, by name, after downloading them if need be."""
+    """Returns the paths of the official files by name, and downloads them if they are missing."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import resource
 
@@ -265,22 +263,21 @@ def _fetch(builder, downloads: pathlib.Path) -> dict[str, pathlib.Path]:
     missing = [url for url, path in paths.items() if path is None]
     if missing:
         try:
-            # TFDS goes on trying for minutes where there is no network, so ask first.
+            # Without a network TFDS would retry for minutes.
             _probe(missing[0])
             log.info("downloading %s to %s", ", ".join(missing), downloads)
             downloads.mkdir(parents=True, exist_ok=True)
             with open(downloads / "lock", "w") as lock:
                 with contextlib.suppress(OSError):  # a file system without locks
-                    # One process fetches; the others find what it has fetched.
+                    # One process downloads at a time. The others then find its files.
                     fcntl.flock(lock, fcntl.LOCK_EX)
                 manager = tfds.download.DownloadManager(
                     download_dir=downloads, url_infos=builder.url_infos, dataset_name=builder.name
                 )
                 paths |= manager.download({url: url for url in missing})
-        # requests' exceptions are OSErrors. TFDS' for a wrong sum is no public class, and any
-        # other that it raises leaves the user the same ways out.
+        # TFDS' exception for a wrong checksum is no public class. Whatever fails, the user can do the same things.
         except Exception as error:
-            # Where there is no connection, requests' own text is long and says little more.
+            # Without a connection, requests' own text is long and says little more.
             lost = isinstance(error, requests.ConnectionError)
             reason = f"{type(error).__name__}: {'no connection' if lost else error}"
             reason = textwrap.shorten(reason, 160)
@@ -306,7 +303,7 @@ def _probe(url: str) -> None:
         except requests.RequestException as error:
             outcome.append(error)
 
-    # In a thread, because requests' timeout does not bound the look-up of the host's name.
+    # It runs in a thread because requests' timeout does not cover the look-up of the host's name.
     thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
     thread.join(_PROBE_SECONDS)
@@ -316,7 +313,7 @@ def _probe(url: str) -> None:
 
 
 def _verify(path: pathlib.Path, url: str, checksum: str) -> None:
-    # TFDS verifies what it downloads and what it finds in manual/, but not what it has cached.
+    # TFDS verifies downloads and files in manual/, but not its cache.
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != checksum:

@@ -1,14 +1,12 @@
-"""Stand-ins for the EMNIST sets that need no download: rendered glyphs, distorted like handwriting.
+"""Stand-ins for the EMNIST sets that need no download: rendered characters with random distortions.
 
-The 62 characters come from the text fonts that matplotlib carries (DejaVu, STIX, Computer Modern)
-in several stroke widths, then each image gets its own affine and elastic distortion (Simard et al.
-2003, "Best practices for convolutional neural networks applied to visual document analysis").
-Framing is EMNIST's: white on black, the longer side of the character about 22 of 28 pixels, and the
-small letters that EMNIST merges share a class with their capitals. Real handwriting is harder: an
-accuracy on these sets says that a program works, not how well a network reads.
+The 62 characters come from matplotlib's text fonts (DejaVu, STIX, Computer Modern) in three stroke widths. Each image
+gets its own affine and elastic distortion (Simard et al. 2003, "Best practices for convolutional neural networks
+applied to visual document analysis"). As in EMNIST, images are white on black, the longer side of a character is about
+22 of 28 pixels, and the small letters that EMNIST merges share a class with their capitals. Real handwriting is harder:
+an accuracy on these sets shows that a program works, not how well a network reads.
 
-An image depends on the set's name, the seed and the split, and on nothing of the machine but the
-versions of numpy, Pillow and the fonts.
+An image depends on the set's name, the seed, the split, and the versions of numpy, Pillow and the fonts.
 """
 
 import pathlib
@@ -31,10 +29,10 @@ CLASS_NAMES = {
 
 _TRAIN_PER_CLASS = 400
 _TEST_PER_CLASS = 100
-# More than ByClass has on average; of 62 classes these take a gigabyte.
+# More than ByClass has on average. 62 classes of this size take a gigabyte.
 _MOST_PER_CLASS = 20_000
 
-# Those of matplotlib's fonts that hold text, without the bold ones: pens are thin.
+# matplotlib's text fonts, without the bold ones, as pens are thin.
 _FONTS = (
     *("DejaVuSans", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSansMono-Oblique"),
     *("DejaVuSerif", "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralItalic"),
@@ -44,7 +42,7 @@ _FONT_PIXELS = 96
 _STROKE_PIXELS = (0, 2, 4)  # Added to the outline on each side, at _FONT_PIXELS.
 
 _SIZE = 28
-# Glyphs are kept at twice the final resolution, and distortion reads from them.
+# Glyphs have twice the final resolution. The distortion samples from them.
 _GLYPH_SIZE = 2 * _SIZE
 _GLYPH_EXTENT = 44
 # Knots per side of the grid whose random displacements make the elastic distortion.
@@ -61,15 +59,14 @@ def render(
       name: One of `CLASS_NAMES`.
       train_per_class: Training images of each class, including those for validation; None for 400.
       test_per_class: Test images of each class; None for 100.
-      seed: Which of the possible sets to render; not negative.
+      seed: Selects one of the possible sets; not negative.
 
     Returns:
-      The training split, the test split (uint8 `[N, 28, 28]` and int32 `[N]`, classes mixed), and
-      how many of the last training rows, the same number of each class, are for validation: a fifth
-      of them, rounded down.
+      The training split, the test split (uint8 `[N, 28, 28]` and int32 `[N]`, classes mixed), and the number of
+      validation images, which are the last training rows: a fifth of each class, rounded down.
 
     Raises:
-      UserError: A count below 1 or above 20,000, or a seed below 0.
+      UserError: A count is below 1 or above 20,000, or the seed is below 0.
     """
     train_per_class = _TRAIN_PER_CLASS if train_per_class is None else train_per_class
     test_per_class = _TEST_PER_CLASS if test_per_class is None else test_per_class
@@ -90,7 +87,7 @@ def render(
     classes = np.arange(num_classes, dtype=np.int32)
     fit_labels = np.repeat(classes, train_per_class - validation_per_class)
     validation_labels = np.repeat(classes, validation_per_class)
-    # Mixed separately, so that the last rows hold as many images of each class.
+    # They are mixed separately, so that the validation rows have the same number of images of each class.
     train_labels = np.concatenate([train_rng.permutation(fit_labels), train_rng.permutation(validation_labels)])
     test_labels = test_rng.permutation(np.repeat(classes, test_per_class))
     train_images = _distorted(glyphs, glyphs_of_class[train_labels], train_rng)
@@ -106,8 +103,8 @@ def _glyphs(class_names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Draws every character of the classes in every font and stroke width.
 
     Returns:
-      Glyphs, uint8 `[G, 56, 56]`, and for each class the first and one past the last of the glyphs
-      of one of its two characters (twice the same, where it has only one), `[num_classes, 2, 2]`.
+      Glyphs, uint8 `[G, 56, 56]`, and the ranges (first, one past the last) of the glyphs of each class' two
+      characters, `[num_classes, 2, 2]`. If a class has one character, both ranges are its.
     """
     import matplotlib
 
@@ -123,7 +120,7 @@ def _glyphs(class_names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _glyph(character: str, font: ImageFont.FreeTypeFont, stroke_pixels: int) -> np.ndarray:
-    """Draws a character, cut to its bounding box, scaled and centred: uint8 `[56, 56]`."""
+    """Draws a character, scaled and centred by its bounding box: uint8 `[56, 56]`."""
     canvas = Image.new("L", (2 * _FONT_PIXELS, 2 * _FONT_PIXELS))
     ImageDraw.Draw(canvas).text(
         (_FONT_PIXELS, _FONT_PIXELS),
@@ -142,7 +139,7 @@ def _glyph(character: str, font: ImageFont.FreeTypeFont, stroke_pixels: int) -> 
 
 
 def _distorted(glyphs: np.ndarray, ranges: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draws one image from each row of `ranges` (`[N, 2, 2]`): uint8 `[N, 28, 28]`."""
+    """Draws one image for each row of `ranges` (`[N, 2, 2]`): uint8 `[N, 28, 28]`."""
     chunks = [_distort(glyphs, ranges[start : start + _CHUNK], rng) for start in range(0, len(ranges), _CHUNK)]
     return np.concatenate(chunks)
 
@@ -163,7 +160,7 @@ def _distort(glyphs: np.ndarray, ranges: np.ndarray, rng: np.random.Generator) -
     weights /= np.linalg.norm(weights, axis=1, keepdims=True)
     field = weights @ rng.normal(0, 0.9, (2, n, _KNOTS, _KNOTS)) @ weights.T
 
-    # From each pixel of the image back to the place in the glyph that it shows, all in pixels.
+    # The place in the glyph that each pixel of the image shows, in pixels.
     centre = (_SIZE - 1) / 2
     y = pixels[:, None] - centre - shift[0] + field[0]
     x = pixels - centre - shift[1] + field[1]
@@ -171,7 +168,7 @@ def _distort(glyphs: np.ndarray, ranges: np.ndarray, rng: np.random.Generator) -
     y, x = (cos * y - sin * x) / zoom_y, (sin * y + cos * x) / zoom_x
     x = x + shear * y
     scale = _GLYPH_SIZE / _SIZE
-    # Clipped to the border, which is black.
+    # Places outside of the glyph are clipped to its border, which is black.
     y, x = (np.clip(scale * (v + centre) + 0.5, 0, _GLYPH_SIZE - 1.001) for v in (y, x))
     row, column = y.astype(np.int64), x.astype(np.int64)
     y, x = y - row, x - column
@@ -179,6 +176,6 @@ def _distort(glyphs: np.ndarray, ranges: np.ndarray, rng: np.random.Generator) -
     at = (chosen[:, None, None] * _GLYPH_SIZE + row) * _GLYPH_SIZE + column
     top = flat[at] * (1 - x) + flat[at + 1] * x
     bottom = flat[at + _GLYPH_SIZE] * (1 - x) + flat[at + _GLYPH_SIZE + 1] * x
-    # Pen pressure: strokes saturate, as they do in EMNIST.
+    # Strokes saturate, as in EMNIST.
     gain = rng.uniform(0.9, 1.4, (n, 1, 1))
     return np.clip(gain * (top * (1 - y) + bottom * y), 0, 255).astype(np.uint8)

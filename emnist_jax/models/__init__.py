@@ -19,26 +19,6 @@ from emnist_jax.models.shufflenet import ShuffleNet, ShuffleNetV2
 from emnist_jax.models.vgg import VGG
 from emnist_jax.models.wide_resnet import WideResNet
 
-_IMAGENET = (224, 224, 3)
-_DENSENET_121 = partial(
-    DenseNet,
-    blocks=(6, 12, 24, 16),
-    max_pool=True,
-    head_dropout=0.0,
-    input_shape=(32, 32, 3),
-    activation="relu",
-)
-_VGG_BN = partial(VGG, with_batch_norm=True, head_dropout=0.5, initializer="he")
-_DPN_92 = partial(
-    DPN,
-    blocks=(3, 4, 20, 3),
-    growth=(16, 32, 24, 128),
-    width=256,
-    bottleneck=96,
-    stem_features=64,
-    stem_size=7,
-)
-
 MODELS = {
     "densenet": DenseNet,
     "densenet_layer_1": partial(DenseNet, blocks=(4, 8, 16, 8), input_shape=(32, 32, 3)),
@@ -46,17 +26,28 @@ MODELS = {
     "densenet_layer_3": partial(DenseNet, blocks=(6, 12, 24, 16), compression=0.3, input_shape=(32, 32, 3)),
     "densenet_layer_4": partial(DenseNet, input_shape=(32, 32, 3)),
     "densenet_layer_4_2": partial(DenseNet, blocks=(2, 4, 8, 4)),
-    # "Less zero padding": 2 is the least that leaves the three transitions something to pool.
+    # "Less zero padding": with less than 2, nothing is left for the third transition to pool.
     "densenet_layer_4_3": partial(DenseNet, blocks=(2, 4, 8, 4), stem_padding=2),
     "densenet_121_base": partial(DenseNet, blocks=(6, 12, 24, 16), input_shape=(32, 32, 3)),
-    "densenet121": _DENSENET_121,
-    "densenet121_imagenet": partial(_DENSENET_121, input_shape=_IMAGENET),
+    "densenet121": partial(
+        DenseNet,
+        blocks=(6, 12, 24, 16),
+        max_pool=True,
+        head_dropout=0.0,
+        input_shape=(32, 32, 3),
+        activation="relu",
+    ),
     "dpn68": DPN,
-    "dpn68_imagenet": partial(DPN, input_shape=_IMAGENET),
-    "dpn92": _DPN_92,
-    "dpn92_imagenet": partial(_DPN_92, input_shape=_IMAGENET),
+    "dpn92": partial(
+        DPN,
+        blocks=(3, 4, 20, 3),
+        growth=(16, 32, 24, 128),
+        width=256,
+        bottleneck=96,
+        stem_features=64,
+        stem_size=7,
+    ),
     "efficientnet_b1": EfficientNet,
-    "efficientnet_b1_imagenet": partial(EfficientNet, input_shape=(240, 240, 3)),
     "lenet5": LeNet5,
     "lenet5_rbf": partial(LeNet5, rbf=True, activation="tanh"),
     "mnist_cnn": partial(Plain, layers=CNN, head_dropout=0.4),
@@ -67,34 +58,27 @@ MODELS = {
     **{f"mnist_gap_{version}": partial(Plain, layers=layers) for version, layers in GAP.items()},
     "mnist_onecycle": partial(Plain, layers=ONECYCLE, convolution_dropout=0.05),
     "mobilenet": MobileNet,
-    "mobilenet_imagenet": partial(MobileNet, input_shape=_IMAGENET),
     "mobilenet_v2": MobileNetV2,
-    "mobilenet_v2_imagenet": partial(MobileNetV2, input_shape=_IMAGENET),
     "resnet50": ResNet,
-    "resnet50_imagenet": partial(ResNet, input_shape=_IMAGENET),
     "shufflenet": ShuffleNet,
-    "shufflenet_imagenet": partial(ShuffleNet, input_shape=_IMAGENET),
     "shufflenet_v2": ShuffleNetV2,
-    "shufflenet_v2_imagenet": partial(ShuffleNetV2, input_shape=_IMAGENET),
     "vgg16": VGG,
-    "vgg16_imagenet": partial(VGG, input_shape=_IMAGENET),
-    "vgg16_bn": _VGG_BN,
-    "vgg16_bn_imagenet": partial(_VGG_BN, input_shape=_IMAGENET),
+    "vgg16_bn": partial(VGG, with_batch_norm=True, head_dropout=0.5, initializer="he"),
     "wrn_28_10": WideResNet,
     "wrn_40_2": partial(WideResNet, depth=40, width=2),
 }
 
+# The networks whose count is published for ImageNet, at its size. They are for counts alone: `create` rejects them.
+IMAGENET = {
+    name: partial(MODELS[name.removesuffix("_imagenet")], input_shape=(side, side, 3))
+    for name, side in ((name, 240 if name.startswith("efficientnet") else 224) for name, n in PUBLISHED if n == 1000)
+}
 
-def _classes(name: str) -> int:
-    return 1000 if name.endswith("_imagenet") else 10 if name.startswith("mnist_") else 47
-
-
-# (model, classes): the settings in which the networks are used or published.
-SETTINGS = [
-    (name, classes)
-    for name in MODELS
-    for classes in sorted({_classes(name), *(classes for other, classes in PUBLISHED if other == name)})
-]
+# (name, classes) of every network, for each number of classes that it is used with or published for.
+SETTINGS = sorted(
+    {*PUBLISHED, *((name, 10 if name.startswith("mnist_") else 47) for name in MODELS)},
+    key=lambda setting: ([*MODELS, *IMAGENET].index(setting[0]), setting[1]),
+)
 
 
 def create(config, num_classes: int, axis_name: str | None = None) -> Network:
@@ -106,8 +90,10 @@ def create(config, num_classes: int, axis_name: str | None = None) -> Network:
       axis_name: Mesh axis over which the batch is split, or None outside `shard_map`.
 
     Raises:
-      UserError: An unknown name or value, or a setting that the network does not have.
+      UserError: A name or value is unknown, or the network does not have one of the settings.
     """
+    if config.name in IMAGENET:
+        raise UserError(f"model {config.name!r} is for counts alone; use {config.name.removesuffix('_imagenet')!r}")
     if config.name not in MODELS:
         raise unknown("model", config.name, MODELS)
     model = MODELS[config.name](

@@ -1,8 +1,7 @@
 """DenseNet-BC (Densely Connected Convolutional Networks, arXiv 1608.06993) as `keras.applications` builds it.
 
-The EMNIST Balanced study's variants of it have ELU for ReLU, average pooling in the stem, dropout before the head,
-and 32x32 inputs. DenseNet-121 itself has 8,062,504 parameters at 224x224x3 and 1,000 classes; at 32x32x3 and 47
-classes 7,085,679, with the same layers: stem and pool then leave 8x8 pixels, and the last block 1x1.
+The EMNIST Balanced study's variants have ELU instead of ReLU, average pooling in the stem, and dropout before the
+head. The stem and the pool reduce 32x32 pixels to 8x8. The last of four blocks sees 1x1.
 """
 
 import flax.linen as nn
@@ -12,7 +11,7 @@ from emnist_jax.models.layers import Network
 
 
 class DenseNet(Network):
-    """DenseNet-BC; the defaults are the study's final network (layer_4_1), 2,152,667 parameters.
+    """DenseNet-BC; the defaults are the study's final network (layer_4_1).
 
     Attributes:
       blocks: Number of layers of each dense block.
@@ -20,7 +19,7 @@ class DenseNet(Network):
       compression: Share of the channels that a transition keeps.
       stem_stride: Stride of the first convolution.
       stem_padding: Zeros around the input of the first convolution, in pixels.
-      max_pool: Whether the stem takes the maximum (DenseNet-121) instead of the average (the study).
+      max_pool: Whether the stem pools by the maximum (DenseNet-121) or by the average (the study).
       stem_dropout: After the first convolution (the study's dropout_5).
       convolution_dropout: After each convolution inside the dense blocks (dropout_4).
       block_dropout: After each dense block (dropout_2).
@@ -47,10 +46,10 @@ class DenseNet(Network):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        x = self.conv(x, 64, 7, self.stem_padding, self.stem_stride, name="conv1_conv")
+        x = self.conv(x, 64, 7, padding=self.stem_padding, stride=self.stem_stride, name="conv1_conv")
         x = self.activate(self.batch_norm(x, train, "conv1_bn"))
         x = self.dropout(x, self.stem_dropout, train)
-        # Zeros, also for the maximum: they count where an activation can be negative.
+        # As in Keras, the padding is 0 for the maximum too. This matters if the activation can be negative.
         pool = nn.max_pool if self.max_pool else nn.avg_pool
         x = pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
         for i, layers in enumerate(self.blocks, 2):
@@ -60,7 +59,7 @@ class DenseNet(Network):
                 y = self.conv(y, 4 * self.growth, 1, name=f"{name}_1_conv")
                 y = self.dropout(y, self.convolution_dropout, train)
                 y = self.activate(self.batch_norm(y, train, f"{name}_1_bn"))
-                y = self.conv(y, self.growth, 3, 1, name=f"{name}_2_conv")
+                y = self.conv(y, self.growth, 3, padding=1, name=f"{name}_2_conv")
                 y = self.dropout(y, self.convolution_dropout, train)
                 x = jnp.concatenate([x, y], axis=-1)
             x = self.dropout(x, self.block_dropout, train)
@@ -71,4 +70,4 @@ class DenseNet(Network):
                 x = self.dropout(x, self.transition_dropout, train)
         x = self.activate(self.batch_norm(x, train, "bn"))
         x = self.dropout(x.mean((1, 2)), self.head_dropout, train)
-        return self.dense(x, self.num_classes, "head")
+        return self.logits(x)

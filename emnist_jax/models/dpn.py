@@ -1,10 +1,8 @@
 """Dual Path Networks 68 and 92 (arXiv 1707.01629) as timm builds them.
 
-The first channels are a residual path, to which each block adds; the rest a dense path, to which it appends. timm's
-code names an ELU before the head, yet builds a ReLU there, as here. Its head is a 1x1 convolution, ours dense.
-
-Trainable parameters at 224x224x3 and 1,000 classes: DPN-68 12,611,602, DPN-92 37,668,392. At 32x32x3 and 47 classes:
-11,817,753 and 35,105,775; the last stage has 1x1 pixels.
+Each block adds to the first channels (the residual path) and appends to the others (the dense path). timm's code names
+an ELU before the head, but builds a ReLU, as ours does. Its head is a 1x1 convolution, ours is dense. The last stage
+sees 1x1 of 32x32 pixels.
 """
 
 import flax.linen as nn
@@ -20,7 +18,7 @@ class DPN(Network):
       blocks: Number of blocks of each stage.
       growth: Channels that a block appends to the dense path, for each stage.
       width: Channels of the residual path in the first stage; each next stage doubles them.
-      bottleneck: Channels of the grouped convolution in the first stage, likewise.
+      bottleneck: Channels of the grouped convolution in the first stage; each next stage doubles them.
       stem_features: Channels of the first convolution.
       stem_size: Side of its kernel.
       stem_stride: Its stride.
@@ -40,8 +38,9 @@ class DPN(Network):
 
     @nn.compact
     def __call__(self, x, train: bool):
+        size = self.stem_size
         name = "features_conv1_1"
-        x = self.conv(x, self.stem_features, self.stem_size, self.stem_size // 2, self.stem_stride, name=f"{name}_conv")
+        x = self.conv(x, self.stem_features, size, padding=size // 2, stride=self.stem_stride, name=f"{name}_conv")
         x = self.activate(self.batch_norm(x, train, f"{name}_bn"))
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         for i, (blocks, growth) in enumerate(zip(self.blocks, self.growth, strict=True)):
@@ -51,7 +50,7 @@ class DPN(Network):
                 x = self._block(x, i, growth, 1, False, train, f"{name}_{j}")
         x = self.activate(self.batch_norm(x, train, "features_conv5_bn_ac_bn"))
         x = self.dropout(x.mean((1, 2)), self.head_dropout, train)
-        return self.dense(x, self.num_classes, "head")
+        return self.logits(x)
 
     def _block(self, x, stage: int, growth: int, stride: int, project: bool, train: bool, name: str):
         width, bottleneck = self.width * 2**stage, self.bottleneck * 2**stage
@@ -66,4 +65,4 @@ class DPN(Network):
 
     def _conv(self, x, features: int, size: int, train: bool, name: str, stride: int = 1, groups: int = 1):
         x = self.activate(self.batch_norm(x, train, f"{name}_bn"))
-        return self.conv(x, features, size, size // 2, stride, groups=groups, name=f"{name}_conv")
+        return self.conv(x, features, size, padding=size // 2, stride=stride, groups=groups, name=f"{name}_conv")

@@ -1,8 +1,7 @@
 """EfficientNet-B1 (EfficientNet: Rethinking Model Scaling, arXiv 1905.11946) as `keras.applications` builds it.
 
-Keras' model also scales and normalises its images, with 7 more parameters; ours gets them normalised. 7,856,232
-parameters at 240x240x3 and 1,000 classes, 7,794,184 of them trainable; at 32x32x3 and 47 classes 6,635,439, with the
-same layers: the last two stages then leave 1x1 pixels.
+Keras' model also scales and normalises its images, with 7 more parameters. Ours expects normalised images. The last
+two stages see 1x1 of 32x32 pixels.
 """
 
 import flax.linen as nn
@@ -26,7 +25,7 @@ class EfficientNet(Network):
 
     Attributes:
       stem_stride: Stride of the first convolution.
-      path_dropout: Of whole residual branches (stochastic depth): block i of n has i/n of it, counted from 0.
+      path_dropout: Of whole residual branches (stochastic depth). Block i of n, counted from 0, has i/n of this rate.
       head_dropout: Before the head.
     """
 
@@ -41,7 +40,7 @@ class EfficientNet(Network):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        x = self.conv(x, 32, 3, "SAME", self.stem_stride, name="stem_conv")
+        x = self.conv(x, 32, 3, padding="SAME", stride=self.stem_stride, name="stem_conv")
         x = self.activate(self.batch_norm(x, train, "stem_bn"))
         done, total = 0, sum(blocks for blocks, *_ in _STAGES)
         for i, (blocks, features, size, stride, expansion) in enumerate(_STAGES, 1):
@@ -53,14 +52,15 @@ class EfficientNet(Network):
         x = self.conv(x, 1280, 1, name="top_conv")
         x = self.activate(self.batch_norm(x, train, "top_bn"))
         x = self.dropout(x.mean((1, 2)), self.head_dropout, train)
-        return self.dense(x, self.num_classes, "head")
+        return self.logits(x)
 
     def _branch(self, x, features: int, size: int, stride: int, expansion: int, train: bool, name: str):
         channels = x.shape[-1]
         if expansion > 1:
             x = self.conv(x, expansion * channels, 1, name=f"{name}_expand_conv")
             x = self.activate(self.batch_norm(x, train, f"{name}_expand_bn"))
-        x = self.conv(x, x.shape[-1], size, "SAME", stride, groups=x.shape[-1], name=f"{name}_dwconv")
+        groups = x.shape[-1]
+        x = self.conv(x, groups, size, padding="SAME", stride=stride, groups=groups, name=f"{name}_dwconv")
         x = self.activate(self.batch_norm(x, train, f"{name}_bn"))
         weights = self.conv(x.mean((1, 2), keepdims=True), channels // 4, 1, bias=True, name=f"{name}_se_reduce")
         weights = self.conv(self.activate(weights), x.shape[-1], 1, bias=True, name=f"{name}_se_expand")

@@ -1,8 +1,6 @@
 """MobileNet (arXiv 1704.04861) and MobileNetV2 (arXiv 1801.04381) of width 1.0 as `keras.applications` builds them.
 
-The first has 4,253,864 parameters (4,231,976 trainable) at 224x224x3 and 1,000 classes, and 3,277,039 (3,255,151) at
-the study's 32x32x3 and 47 classes; the second 3,538,984 (3,504,872) and 2,318,191 (2,284,079). Their stride of 32 in
-all leaves 1x1 pixels of a 32x32 image.
+Their strides multiply to 32, so that the last layers see 1x1 of 32x32 pixels.
 """
 
 import flax.linen as nn
@@ -28,19 +26,20 @@ class MobileNet(Network):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        x = self.conv(x, 32, 3, "SAME", self.stem_stride, name="conv1")
+        x = self.conv(x, 32, 3, padding="SAME", stride=self.stem_stride, name="conv1")
         x = self.activate(self.batch_norm(x, train, "conv1_bn"))
         for i, features in enumerate((64, 128, 128, 256, 256, *(512,) * 6, 1024, 1024), 1):
-            # A block that is wider than the one before halves the image, but for the first.
-            stride = 2 if i > 1 and features > x.shape[-1] else 1
-            # The same for an odd image, where "SAME" would pad both sides.
+            channels = x.shape[-1]
+            # A block that is wider than the one before halves the image, except the first.
+            stride = 2 if i > 1 and features > channels else 1
+            # Keras pads after the image even if its side is odd; "SAME" would then pad both sides.
             padding = ((0, 1), (0, 1)) if stride == 2 else 1
-            x = self.conv(x, x.shape[-1], 3, padding, stride, groups=x.shape[-1], name=f"conv_dw_{i}")
+            x = self.conv(x, channels, 3, padding=padding, stride=stride, groups=channels, name=f"conv_dw_{i}")
             x = self.activate(self.batch_norm(x, train, f"conv_dw_{i}_bn"))
             x = self.conv(x, features, 1, name=f"conv_pw_{i}")
             x = self.activate(self.batch_norm(x, train, f"conv_pw_{i}_bn"))
         x = self.dropout(x.mean((1, 2)), self.head_dropout, train)
-        return self.dense(x, self.num_classes, "head")
+        return self.logits(x)
 
 
 # Expansion, features, number of blocks and first stride of each stage.
@@ -65,7 +64,7 @@ class MobileNetV2(Network):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        x = self.conv(x, 32, 3, "SAME", self.stem_stride, name="Conv1")
+        x = self.conv(x, 32, 3, padding="SAME", stride=self.stem_stride, name="Conv1")
         x = self.activate(self.batch_norm(x, train, "bn_Conv1"))
         blocks = [
             (expansion, features, stride if j == 0 else 1)
@@ -77,14 +76,15 @@ class MobileNetV2(Network):
         x = self.conv(x, 1280, 1, name="Conv_1")
         x = self.activate(self.batch_norm(x, train, "Conv_1_bn"))
         x = self.dropout(x.mean((1, 2)), self.head_dropout, train)
-        return self.dense(x, self.num_classes, "head")
+        return self.logits(x)
 
     def _block(self, x, expansion: int, features: int, stride: int, train: bool, name: str):
         shortcut = x
         if expansion > 1:
             x = self.conv(x, expansion * x.shape[-1], 1, name=f"{name}_expand")
             x = self.activate(self.batch_norm(x, train, f"{name}_expand_BN"))
-        x = self.conv(x, x.shape[-1], 3, "SAME", stride, groups=x.shape[-1], name=f"{name}_depthwise")
+        groups = x.shape[-1]
+        x = self.conv(x, groups, 3, padding="SAME", stride=stride, groups=groups, name=f"{name}_depthwise")
         x = self.activate(self.batch_norm(x, train, f"{name}_depthwise_BN"))
         x = self.batch_norm(self.conv(x, features, 1, name=f"{name}_project"), train, f"{name}_project_BN")
         return shortcut + x if x.shape == shortcut.shape else x

@@ -1,14 +1,14 @@
-"""The small MNIST networks that are one chain of layers: each is its published layer list.
+"""The small MNIST networks that are one chain of layers, each written as its layer list.
 
-- `mnist_cnn`: a simple three-convolution network (PyTorch); its source gives no count.
-- `mnist_squeeze_1` to `_10`: ten squeeze-and-expand networks, 75,408 to 5,194 parameters.
-- `mnist_gap_v1` to `_v5`: five versions whose layer lists were not published; a **reconstruction** that meets
-  the three published counts (6,633, 5,733, 5,893) exactly.
-- `mnist_onecycle`: the network with global average pooling and biases, 9,798 parameters.
+- `mnist_cnn`: three convolutions (PyTorch).
+- `mnist_squeeze_1` to `_10`: ten squeeze-and-expand networks.
+- `mnist_gap_v1` to `_v5`: five versions whose layer lists were not published. Ours are a **reconstruction** that has
+  exactly the three published counts.
+- `mnist_onecycle`: global average pooling, convolutions with biases.
 
-BatchNorm comes before ReLU and dropout after both, and all convolutions but the last have a ReLU, where the source
-does not say otherwise. `mnist_onecycle`'s leaves the order open and reports its accuracy by epoch: ReLU before
-BatchNorm, and none after the 1x1 convolutions, comes closest to its first epoch (validation 84.3 % where it has 84.7).
+Unless the source says otherwise, BatchNorm comes before ReLU, dropout after both, and all convolutions but the last
+have a ReLU. `mnist_onecycle`'s source leaves the order open and reports its accuracy by epoch. ReLU before BatchNorm,
+and no ReLU after the 1x1 convolutions, came closest to its first epoch: 84.3 % (validation), 84.7 % in the source.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from emnist_jax.models.layers import Network
 
 @dataclasses.dataclass(frozen=True)
 class Conv:
-    """A convolution and what follows it; `features` None: the head, as many as there are classes."""
+    """A convolution and what follows it. If `features` is None, it is the head, with one feature for each class."""
 
     features: int | None
     size: int = 3
@@ -50,10 +50,10 @@ class GlobalAveragePool:
 
 
 class Plain(Network):
-    """A chain of layers; `[B, 1, 1, C]` and `[B, C]` at its end are the logits.
+    """A chain of layers. It ends in a `Dense`, which gets a dense head, or in logits `[B, 1, 1, num_classes]`.
 
     Attributes:
-      layers: The chain. A last layer that is not a convolution gets a dense head.
+      layers: The chain.
       convolution_dropout: After the convolutions marked with `dropout`.
       head_dropout: Before a dense head.
     """
@@ -72,11 +72,15 @@ class Plain(Network):
         for i, layer in enumerate(self.layers, 1):
             match layer:
                 case Conv():
-                    features, name = (
+                    x = self.conv(
+                        x,
                         layer.features or self.num_classes,
-                        f"conv{i}" if layer.features else "head",
+                        layer.size,
+                        padding=layer.padding,
+                        bias=layer.bias,
+                        dtype=None if layer.features else self.head_dtype,
+                        name=f"conv{i}" if layer.features else "head",
                     )
-                    x = self.conv(x, features, layer.size, layer.padding, bias=layer.bias, name=name)
                     if layer.relu_first:
                         x = self.activate(x)
                     if layer.batch_norm:
@@ -91,10 +95,9 @@ class Plain(Network):
                     x = x.mean((1, 2), keepdims=True)
                 case Dense():
                     x = self.activate(self.dense(x.reshape(len(x), -1), layer.features, f"dense{i}"))
-        x = x.reshape(len(x), -1)
         if isinstance(self.layers[-1], Dense):
-            x = self.dense(self.dropout(x, self.head_dropout, train), self.num_classes, "head")
-        return x
+            return self.logits(self.dropout(x, self.head_dropout, train))
+        return x.reshape(len(x), -1)
 
 
 def squeeze(widths: str, pooled: bool, norm: str = "", dropout: str = "", last_relu: bool = True) -> tuple:
@@ -102,7 +105,7 @@ def squeeze(widths: str, pooled: bool, norm: str = "", dropout: str = "", last_r
 
     Args:
       widths: Features of the convolutions a to h, separated by spaces.
-      pooled: Ends in average pooling and a 1x1 convolution, not in a 6x6 convolution.
+      pooled: Whether it ends in average pooling and a 1x1 convolution or in a 6x6 convolution.
       norm: The convolutions that have BatchNorm, e.g. "abdeh".
       dropout: The convolutions that have dropout.
       last_relu: Whether h has a ReLU.
@@ -137,7 +140,7 @@ SQUEEZE = {
 
 
 def gap(batch_norm: bool, pooled: bool) -> tuple:
-    """Returns the layers of the reconstruction; not `pooled`: a last 3x3 convolution where v2 averages."""
+    """Returns the layers of the reconstruction. They end in an average if `pooled`, else in a 3x3 convolution."""
     return (
         Conv(15, padding=1, batch_norm=batch_norm),
         Conv(15, padding=1, batch_norm=batch_norm),

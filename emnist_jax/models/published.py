@@ -1,6 +1,6 @@
-"""The counts of parameters that sources state, to which `summary --all` and the tests hold the networks.
+"""The numbers of parameters that the sources publish. `summary --all` prints them and the tests check them.
 
-The tests of parity recompute those of Keras, torchvision and timm from their code.
+The parity tests compute those of keras.applications, torchvision and timm from their code.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ class Published:
 
     Attributes:
       count: Number of parameters.
-      of: "total", with BatchNorm's running statistics, as Keras counts, or "trainable", as PyTorch does.
-      source: Who states it.
+      of: "total" (with BatchNorm's running statistics, as Keras counts) or "trainable" (as PyTorch counts).
+      source: Who published it.
     """
 
     count: int
@@ -35,7 +35,7 @@ _DENSENETS = {
 _SQUEEZE = (75_408, 14_760, 9_446, 8_714, 8_694, 5_194, 7_598, 7_598, 7_598, 6_022)
 _GAP = (6_633, 5_733, 5_893, 5_893, 5_893)
 
-# (model, classes) -> its published count.
+# (model, classes) -> its published count. "_imagenet": of the network of that name on ImageNet's images.
 PUBLISHED = {
     **{(name, 47): Published(count, "total", _STUDY) for name, count in _DENSENETS.items()},
     ("densenet", 62): Published(2_159_462, "total", _STUDY),

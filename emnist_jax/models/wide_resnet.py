@@ -1,8 +1,7 @@
 """Wide ResNet (arXiv 1605.07146) for 32x32 images, as in xternalz/WideResNet-pytorch.
 
-BatchNorm and ReLU come before each convolution. A block that changes the width feeds its shortcut convolution their
-output, any other block adds its own input. At the published 32x32x3 and 10 classes WRN-28-10 has 36,479,194 trainable
-parameters, WRN-40-2 2,243,546; at the study's 47 classes 36,502,911 and 2,248,319.
+BatchNorm and ReLU come before each convolution. If a block changes the width, the input of its shortcut convolution is
+their output. Any other block adds its own input.
 """
 
 import flax.linen as nn
@@ -29,21 +28,21 @@ class WideResNet(Network):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        x = self.conv(x, 16, 3, 1, name="conv1")
+        x = self.conv(x, 16, 3, padding=1, name="conv1")
         for i in range(3):
             for j in range((self.depth - 4) // 6):
                 stride = 2 if i and not j else 1
                 x = self._block(x, 16 * self.width * 2**i, stride, train, f"block{i + 1}_layer_{j}")
         x = self.activate(self.batch_norm(x, train, "bn1"))
         x = self.dropout(x.mean((1, 2)), self.head_dropout, train)
-        return self.dense(x, self.num_classes, "head")
+        return self.logits(x)
 
     def _block(self, x, features: int, stride: int, train: bool, name: str):
         shortcut = x
         x = self.activate(self.batch_norm(x, train, f"{name}_bn1"))
         if shortcut.shape[-1] != features:
             shortcut = self.conv(x, features, 1, stride=stride, name=f"{name}_convShortcut")
-        x = self.conv(x, features, 3, 1, stride, name=f"{name}_conv1")
+        x = self.conv(x, features, 3, padding=1, stride=stride, name=f"{name}_conv1")
         x = self.dropout(x, self.convolution_dropout, train)
         x = self.activate(self.batch_norm(x, train, f"{name}_bn2"))
-        return shortcut + self.conv(x, features, 3, 1, name=f"{name}_conv2")
+        return shortcut + self.conv(x, features, 3, padding=1, name=f"{name}_conv2")
