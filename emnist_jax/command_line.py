@@ -15,6 +15,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from emnist_jax.config import base, experiment_name
 from emnist_jax.errors import Stopped, UserError, first_line, unknown
 from emnist_jax.training import signals
 
@@ -30,8 +31,6 @@ commands: {", ".join(f"python -m emnist_jax.{name}" for name in COMMANDS)}
 
 def config_name() -> str:
     """Returns the name of the experiment, for files."""
-    from emnist_jax.config import experiment_name
-
     return experiment_name(config_flags.get_config_filename(flags.FLAGS["config"]))
 
 
@@ -122,8 +121,6 @@ def parse(
         if len(rest) > 1 and not positional:
             raise UserError(f"unexpected argument {rest[1]!r}")
         if flag_values.config is not None and experiment:
-            from emnist_jax.config import base
-
             # An experiment file may return anything.
             config = base()
             config.update(flag_values.config.to_dict())
@@ -134,15 +131,16 @@ def parse(
         raise UserError(f"cannot read the config file: {_last_line(error)}") from error
     # An experiment file may raise anything; ml_collections puts a traceback before its message.
     except Exception as error:
-        raise UserError(_last_line(error)) from error
+        message = _last_line(error)
+        if "get_config() takes 0 positional arguments" in message:
+            message = "this config has no variants: leave out the colon and what follows it"
+        raise UserError(message) from error
 
 
 def _check_keys(argv: list[str]) -> None:
     """Raises UserError for the first `--config.key` that the base config does not have, or has as a section."""
     for argument in argv:
         if match := re.match(r"--?(?:no)?config\.([^=]*)", argument):
-            from emnist_jax.config import base
-
             key, node = match[1], base()
             for part in key.split("."):
                 if not hasattr(node, "keys") or part not in node:

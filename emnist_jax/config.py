@@ -10,7 +10,6 @@ import ml_collections
 from ml_collections.config_dict import placeholder
 
 from emnist_jax.errors import UserError, unknown
-from emnist_jax.training import optimizers
 
 ConfigDict = ml_collections.ConfigDict
 
@@ -99,7 +98,7 @@ def base() -> ConfigDict:
             "factor": 0.1,  # step, plateau: the learning rate is multiplied by it
             "patience_epochs": 10,  # plateau: epochs without a lower validation loss before a reduction
             "min_delta": 1e-4,  # plateau: a validation loss lower by less is no lower one
-            "relative_delta": False,  # plateau: min_delta is a fraction of the lowest loss (PyTorch, Keras: not)
+            "relative_delta": False,  # plateau: min_delta is relative to the lowest loss, as in PyTorch
             "min_learning_rate": 0.0,  # plateau
             "warmup_fraction": 0.3,  # onecycle: share of the steps in which the learning rate rises
             "initial_divisor": 25.0,  # onecycle: starts at learning_rate / initial_divisor
@@ -124,6 +123,8 @@ def base() -> ConfigDict:
 
 def validate(config: ConfigDict) -> None:
     """Raises UserError for the first value that no part of the program would take."""
+    from emnist_jax.training import optimizers  # late: it imports jax, for which --help should not wait
+
     for kind, name, known in (
         ("optimizer", config.optimizer.name, optimizers.OPTIMIZERS),
         ("schedule", config.schedule.name, optimizers.SCHEDULES),

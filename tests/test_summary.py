@@ -2,7 +2,7 @@
 
 from emnist_jax import models
 from emnist_jax.models.plain import Conv, GlobalAveragePool, MaxPool, Plain
-from emnist_jax.summary import summarize
+from emnist_jax.models.summary import summarize
 
 
 def test_a_chain_worked_out_by_hand():
