@@ -14,6 +14,7 @@ import pytest
 import yaml
 from absl import flags
 
+import emnist_jax.main  # noqa: F401  defines the flags
 from emnist_jax.errors import Stopped
 from emnist_jax.training import hosts
 from processes import MAIN, ROOT, TINY, Process, Processes, free_port, result_of, wait_for

@@ -39,7 +39,7 @@ ONE_STEP = [QUICK] + [
         *(name for name in CONFIGS if name != QUICK),
         *(f"candidates.py:{network}{recipe}" for network in CANDIDATES for recipe in ("", ",fixed")),
         *(f"densenet.py:{layers}" for layers in module("densenet.py").LAYERS),
-        *(f"densenet.py:{variant}" for variant in ("dropout_4", "aug_5", "pretrain", "fixed")),
+        *(f"densenet.py:{variant}" for variant in ("dropout_4", "aug_5", "pretrain_2", "fixed")),
         *("densenet121.py:fixed", "resnet50.py:fixed", "lenet5.py:rbf"),
         *(f"mnist_squeeze.py:{i}" for i in range(1, 10)),
         *(f"mnist_gap.py:v{i}" for i in range(1, 5)),

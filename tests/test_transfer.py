@@ -1,5 +1,11 @@
 """What a network that is pretrained for another data set may see of it, and what its results say of that."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -7,6 +13,7 @@ from emnist_jax.datasets import Split, duplicates
 from emnist_jax.training import loop, run, weights
 from test_loop import make_config
 
+ROOT = Path(__file__).parent.parent
 CHANGES = {"training.steps": 1, "transfer.target": "synthetic/digits"}
 
 
@@ -57,3 +64,17 @@ def test_results_say_what_leaked_also_after_fine_tuning(planted, tmp_path, capsy
     assert "were trained on" in printed and "not known" in printed
     assert weights.leaked(str(tmp_path / "leaking_fine_tuned"), "synthetic/digits")
     assert weights.leaked("keras:weights.h5", "synthetic/digits") is None
+
+
+@pytest.mark.slow
+def test_the_launch_script_pretrains_and_fine_tunes(tmp_path):
+    flags = ("train_per_class=10", "test_per_class=2", "training.batch_size=16", "training.steps=2")
+    flags = [f"--config.{'dataset.' if 'per_class' in flag else ''}{flag}" for flag in flags]
+    command = [ROOT / "launch/transfer.sh", "4", tmp_path, *flags, "--config.evaluation.batch_size=47"]
+    environment = {**os.environ, "SETS": "synthetic", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    before, after = (json.loads((tmp_path / half / "result.json").read_text()) for half in ("pretrained", "fine_tuned"))
+    assert (before["dataset"], after["dataset"]) == ("synthetic/bymerge", "synthetic/balanced")
+    assert before["model"] == after["model"] == "densenet_layer_4_2"
+    assert before["shared_images"] is not None and after["leaked"] is False
