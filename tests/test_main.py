@@ -222,9 +222,9 @@ def test_summary_of_all():
         if published:
             count, of = published.split()
             assert count == {"total": total, "trainable": trainable}[of]
-    # The README shows this very table.
-    readme = (ROOT / "README.md").read_text()
-    assert all(line.strip() in readme for line in done.stdout.split("\n") if "`" in line)
+    # The page shows this very table.
+    page = (ROOT / "docs/networks.md").read_text()
+    assert all(line.strip() in page for line in done.stdout.split("\n") if "`" in line)
 
 
 def test_every_key_of_the_base_config_is_read():

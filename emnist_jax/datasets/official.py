@@ -99,7 +99,7 @@ SETS = {
     "emnist/letters": _emnist("letters", CAPITALS, 124_800, 20_800, 20_800, first_label=1),
     "emnist/digits": _emnist("digits", DIGITS, 240_000, 40_000, 40_000),
     "emnist/mnist": _emnist("mnist", DIGITS, 60_000, 10_000, 10_000),
-    # Real EMNIST images with our own splits: see Data in the README. Never report it as an EMNIST set.
+    # Real EMNIST images with our own splits: see docs/data.md. Never report it as an EMNIST set.
     "emnist_pool": _emnist("pool", MERGED, 204_333, 18_800, 18_800),
 }
 

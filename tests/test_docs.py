@@ -1,0 +1,101 @@
+"""The commands in the `sh` blocks of README.md and docs/*.md: all are checked, and the slow tests train with each."""
+
+import copy
+import importlib
+import json
+import re
+import shlex
+
+import pytest
+from absl import flags
+
+from emnist_jax import audit, command_line, main, results, summary, sweep  # noqa: F401  they define flags
+from emnist_jax.config import validate
+from emnist_jax.errors import UserError
+from emnist_jax.training.run import network
+from test_main import ROOT, run
+
+# What is not run, and why.
+NOT_RUN = {
+    **dict.fromkeys(("python3 -m venv", "."), "they make an environment"),
+    **dict.fromkeys(("pip install", "git clone"), "they need a network"),
+    "tensorboard": "it serves until it is stopped",
+    "kubectl apply": "it needs a cluster; test_hosts.py runs what the file starts",
+}
+# Flags whose files or processes are not here; test_weights.py, test_datasets.py and test_hosts.py pass them.
+LEFT_OUT = re.compile("--(workdir|config.init_from|config.dataset.data_dir|distributed|coord|num_proc|process_id)")
+
+PAGES = "".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
+BLOCKS = "".join(re.findall(r"^```sh\n(.*?)^```", PAGES, re.M | re.S)).replace("\\\n", " ")
+WORDS = [shlex.split(line, comments=True) for line in re.split(r"\n|&&", BLOCKS)]
+COMMANDS = sorted({shlex.join(words) for words in WORDS if words})
+PROGRAM = re.compile(r"(?:sbatch )?(?:launch/\w+\.sh|python -m emnist_jax\.(\w+)) ?(.*)")
+OURS = [match for match in map(PROGRAM.match, COMMANDS) if match and match[1] in (None, "main")]
+OURS = [match for match in OURS if "transfer.sh" not in match[0]]
+TRAININGS = {" ".join(word for word in match[2].split() if not LEFT_OUT.match(word)) for match in OURS}
+
+
+def parse(program: str, arguments: list[str]) -> flags.FlagValues:
+    values, module = flags.FlagValues(), importlib.import_module(f"emnist_jax.{program}").__name__
+    for flag in flags.FLAGS.flags_by_module_dict()[module]:
+        values[flag.name] = copy.deepcopy(flag)
+    arguments = [argument.replace("--config=", f"--config={ROOT}/", 1) for argument in arguments]
+    kinds = (program in ("main", "sweep"), program != "sweep", program == "audit")
+    command_line.parse([program, *arguments], *kinds, values)
+    return values
+
+
+def check(command: str, config: pytest.Config) -> None:
+    """Raises an error unless a rule covers the command and its program takes it."""
+    words = shlex.split(command)
+    assert all((ROOT / word).exists() for word in words if word.startswith(("launch/", "tests/")))
+    if match := PROGRAM.match(command):
+        program, arguments = match[1] or "main", shlex.split(match[2])
+        if "transfer.sh" in command:  # test_transfer.py runs it
+            arguments = ["--config=configs/densenet.py", *arguments[2:]]
+        values = parse(program, arguments)
+        if values.config and program != "sweep":  # test_sweep.py builds all rows
+            validate(values.config)
+            network(values.config)
+        if program == "summary" and not values.all:  # test_main.py runs --all
+            summary.describe(values.config)
+    elif words[0] == "pytest":
+        markers = {marker.partition(":")[0] for marker in config.getini("markers")}
+        assert config._parser.parse(words[1:]).markexpr in {"", *markers}
+    else:
+        assert command.startswith(tuple(f"{start} " for start in NOT_RUN)), f"no rule for {command}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_accepted(command, pytestconfig):
+    check(command, pytestconfig)
+
+
+WRONG = """python -m emnist_jax.main --config=configs/quickstart.py --wrkdir=runs/a
+python -m emnist_jax.main --config=configs/quickstart.py --config.training.epoch=5
+launch/one_gpu.sh --config=configs/quickstrt.py
+launch/two_gpus.sh --config=configs/quickstart.py
+python -m emnist_jax.study
+pytest -m slwo
+pytest --rP
+pip3 install ."""
+
+
+@pytest.mark.parametrize("command", WRONG.splitlines())
+def test_a_wrong_command_is_not(command, pytestconfig):
+    with pytest.raises((UserError, AssertionError, pytest.UsageError)):
+        check(command, pytestconfig)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", sorted(TRAININGS))
+def test_a_training_runs(arguments, tmp_path):
+    name = parse("main", arguments.split()).config.dataset.name.rpartition("/")[2].replace("emnist_pool", "balanced")
+    tiny = (
+        *(f"--config.dataset.name=synthetic/{name}", "--config.dataset.train_per_class=5", f"--workdir={tmp_path}"),
+        *("--config.dataset.test_per_class=1", "--config.training.batch_size=8", "--config.training.steps=1"),
+        *("--config.dataset.validation_examples=10", "--config.evaluation.batch_size=16"),
+    )
+    done = run("main", *arguments.split(), *tiny)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert json.loads((tmp_path / "result.json").read_text())["step"] == 1
