@@ -7,7 +7,9 @@ from absl import flags
 
 from emnist_jax import command_line
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME_OF_THE_CONFIG")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; default: runs/NAME_OF_THE_CONFIG", allow_override=True
+)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Train together with other processes; SLURM and MPI name them")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "HOST:PORT of process 0, if neither SLURM nor MPI is used"

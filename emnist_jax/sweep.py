@@ -14,7 +14,9 @@ from absl import flags
 from emnist_jax import command_line
 from emnist_jax.errors import Stopped, UserError, first_line
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs; default: runs/NAME_OF_THE_SWEEP")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the runs; default: runs/NAME_OF_THE_SWEEP", allow_override=True
+)
 _RESULTS = flags.DEFINE_string("results", None, "Folder that also takes each result.json, as ROW/seedN.json")
 _SHARD = flags.DEFINE_string("shard", "0/1", "I/N: only every N-th run, from the I-th on, counted from 0")
 _MINUTES = flags.DEFINE_float("minutes", None, "Start no run after so many minutes; the same command goes on")

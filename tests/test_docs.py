@@ -6,12 +6,17 @@ import json
 import re
 import shlex
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import pytest
 from absl import flags
 
 from emnist_jax import audit, command_line, main, results, summary, sweep  # noqa: F401  they define flags
 from emnist_jax.config import validate
+from emnist_jax.datasets import official
 from emnist_jax.errors import UserError
+from emnist_jax.models.layers import Network
 from emnist_jax.training.run import network
 from test_main import ROOT, run
 
@@ -36,9 +41,10 @@ TRAININGS = {" ".join(word for word in match[2].split() if not LEFT_OUT.match(wo
 
 
 def parse(program: str, arguments: list[str]) -> flags.FlagValues:
-    values, module = flags.FlagValues(), importlib.import_module(f"emnist_jax.{program}").__name__
-    for flag in flags.FLAGS.flags_by_module_dict()[module]:
-        values[flag.name] = copy.deepcopy(flag)
+    values, module = flags.FlagValues(), importlib.import_module(f"emnist_jax.{program}")
+    for own in vars(module).values():
+        if isinstance(own, flags.FlagHolder):
+            values[own.name] = copy.deepcopy(flags.FLAGS[own.name])
     arguments = [argument.replace("--config=", f"--config={ROOT}/", 1) for argument in arguments]
     kinds = (program in ("main", "sweep"), program != "sweep", program == "audit")
     command_line.parse([program, *arguments], *kinds, values)
@@ -51,6 +57,7 @@ def check(command: str, config: pytest.Config) -> None:
     assert all((ROOT / word).exists() for word in words if word.startswith(("launch/", "tests/")))
     if match := PROGRAM.match(command):
         program, arguments = match[1] or "main", shlex.split(match[2])
+        assert program in command_line.COMMANDS, f"no rule for {command}"
         if "transfer.sh" in command:  # test_transfer.py runs it
             arguments = ["--config=configs/densenet.py", *arguments[2:]]
         values = parse(program, arguments)
@@ -99,3 +106,22 @@ def test_a_training_runs(arguments, tmp_path):
     done = run("main", *arguments.split(), *tiny)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert json.loads((tmp_path / "result.json").read_text())["step"] == 1
+
+
+def test_the_readmes_examples_of_what_to_add_work(tmp_path):
+    experiment, network_class, dataset = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S
+    )
+    (tmp_path / "mine.py").write_text(experiment)
+    values = flags.FlagValues()
+    command_line.parse(["main", f"--config={tmp_path / 'mine.py'}"], flag_values=values)
+    validate(values.config)
+    assert values.config.dataset.name == "fashion_mnist"
+
+    names = {"Network": Network, "nn": nn, **vars(official)}
+    exec(network_class, names)
+    logits, _ = names["Tiny"](num_classes=10).init_with_output(
+        jax.random.key(0), jnp.zeros((2, 28, 28, 1)), train=False
+    )
+    assert logits.shape == (2, 10)
+    assert eval("{" + dataset + "}", names)["my_digits"].class_names == official.DIGITS
