@@ -1,0 +1,76 @@
+"""The EMNIST Balanced study's own comparisons, one for each variant.
+
+    python -m emnist_jax.sweep --config=configs/sweeps/study.py:rates_2048
+
+    rates_2048      learning rate x optimizer, DenseNet-121, batch 2048, no schedule
+    rates_1024      the same with batch 1024, without Nadam and RMSprop
+    activation      of the final network
+    dropout         where, and how much
+    augmentation    each stack adds one to the stack before it
+    layers          number and width of the dense blocks
+
+`reported` are the study's accuracies on all 18,800 validation images. Its transfers: launch/transfer.sh.
+"""
+
+from emnist_jax.config import row, sweep
+from emnist_jax.errors import unknown
+
+OPTIMIZERS = ("adam", "adamax", "nadam", "adamw", "rmsprop", "nesterov", "momentum")
+# Learning rate -> validation accuracy in percent of each optimizer.
+RATES_2048 = {
+    0.01: (87.3, 88.4, 87.1, 87.1, 87.2, 89.3, 89.2),
+    0.001: (89.2, 88.9, 88.8, 88.6, 88.7, 88.7, 88.5),
+    0.0001: (88.7, 88.7, 88.8, 88.7, 89.0, 88.9, 88.9),
+}
+RATES_1024 = {
+    0.01: (88.0, 89.06, None, 87.66, None, 90.09, 89.93),
+    0.001: (90.0, 89.25, None, 88.96, None, 88.92, 88.88),
+}
+VARIANTS = {
+    "activation": {"relu": 89.76, "leaky_relu": 89.97, "elu": 90.3, "swish": 89.8},
+    "dropout": {
+        "dropout_1": 89.17,
+        "dropout_2": 87.48,
+        "dropout_3": 87.05,
+        "dropout_4": 85.53,
+        "dropout_5": 89.42,
+        "dropout_1_1": 89.74,
+        "dropout_5_1": 89.39,
+    },
+    "augmentation": {"aug_1": 87.5, "aug_2": 88.63, "aug_3": 89.24, "aug_4": 89.35, "aug_5": 2.4},
+    "layers": {
+        "layer_1": 88.65,
+        "layer_2": 85.39,
+        "layer_3": 88.96,
+        "layer_4": 88.3,
+        "final": 89.18,
+        "layer_4_2": 88.94,
+        "layer_4_3": 88.69,
+    },
+}
+
+
+def get_config(variant: str):
+    if variant in VARIANTS:
+        return sweep(*(row(f"configs/densenet.py:{name}", 1, reported=x) for name, x in VARIANTS[variant].items()))
+    tables = {"rates_2048": RATES_2048, "rates_1024": RATES_1024}
+    if variant not in tables:
+        raise unknown("variant", variant, (*VARIANTS, *tables))
+    return sweep(
+        *(
+            row(
+                "configs/densenet121.py",
+                overrides={
+                    "training.batch_size": int(variant.removeprefix("rates_")),
+                    "optimizer.name": optimizer,
+                    "optimizer.epsilon": 1e-7,  # Keras' default
+                    "optimizer.learning_rate": rate,
+                },
+                name=f"densenet121_{variant}_{optimizer}_{rate}",
+                reported=reported,
+            )
+            for rate, of_rate in tables[variant].items()
+            for optimizer, reported in zip(OPTIMIZERS, of_rate, strict=True)
+            if reported
+        )
+    )
