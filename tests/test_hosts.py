@@ -50,7 +50,7 @@ def test_scripts_parse_and_are_strict(script):
 
 
 def test_every_flag_of_the_launch_files_exists():
-    texts = {path.name: path.read_text() for path in SCRIPTS}
+    texts = {path.name: path.read_text() for path in SCRIPTS if "emnist_jax.main" in path.read_text()}
     texts["kubernetes.yaml"] = " ".join((*container()["command"], *container()["args"]))
     assert sorted(texts) == ["four_gpus.sh", "kubernetes.yaml", "one_gpu.sh", "slurm.sh", "transfer.sh"]
     for name, text in texts.items():
