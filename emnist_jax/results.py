@@ -68,7 +68,7 @@ def sweep_rows(path: Path) -> list[dict]:
 
 def check_results(rows: list[dict], results: dict[str, list[dict]]) -> None:
     """Raises UserError for the first result that is not what its name says."""
-    from emnist_jax.config import flatten
+    from emnist_jax.config import base, flatten
     from emnist_jax.sweep import experiment_of
 
     known = {row["name"]: row for row in rows}
@@ -78,7 +78,7 @@ def check_results(rows: list[dict], results: dict[str, list[dict]]) -> None:
         for result in of_row:
             where = f"results/{name}/seed{result['seed']}.json"
             wanted = flatten(experiment_of(known[name], result["seed"], []).to_dict())
-            found = flatten(result["config"])
+            found = flatten(base().to_dict()) | flatten(result["config"])  # a newer key had its default
             differing = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
             if differing:
                 key = differing[0]

@@ -19,7 +19,7 @@ def read(folder: Path, pattern: str = "*/seed*.json") -> dict[str, list[dict]]:
     for path in sorted(folder.glob(pattern)):
         try:
             result = json.loads(path.read_text())
-            result["test"]["top1"], result["config"]["seed"], result["history"]
+            result["test"]["top1"], result["config"]["seed"], result["history"]  # raises if one is missing
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is no result of a run: {error!r}") from error
         results.setdefault(path.relative_to(folder).parts[0], []).append(result)

@@ -33,7 +33,7 @@ class TensorBoard:
             for path in workdir.glob(f"events.out.tfevents.*{_SUFFIX}"):
                 path.unlink()
             self._writer = EventsWriter(str(workdir / "events"), _SUFFIX)
-        # What a TensorBoard that is running has read of them goes too.
+        # A TensorBoard that is running drops what it has read of the earlier files.
         self._write(0, session_log=SessionLog(status=SessionLog.START))
         for record in epochs:
             self.epoch(record)

@@ -23,7 +23,7 @@ from emnist_jax.training.workdir import as_json, open_workdir, read_result, writ
 
 log = logging.getLogger(__name__)
 
-# A learning rate that diverges at a thousandth of what was asked for is not the cause.
+# After ten halvings the learning rate is no longer the suspect.
 MAX_ROLLBACKS = 10
 # A loss that is so many times that of chance has blown up.
 BLOWN_UP = 10
@@ -245,7 +245,7 @@ class Training:
             logits = self.evaluator.logits(
                 self.state.variables, self.validation_batches, len(dataset.validation.labels)
             )
-            # Decisions follow from it, which a last digit must not make different in two processes.
+            # Rounding may differ between processes: all decide by the first one's.
             epoch["validation"] = hosts.broadcast(evaluation.measure(logits, dataset.validation.labels))
             if not math.isfinite(epoch["validation"]["loss"]):
                 return "the validation loss"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 
-from emnist_jax.config import flatten
+from emnist_jax.config import base, flatten
 from emnist_jax.errors import UserError
 from emnist_jax.reporting import terminal
 
@@ -81,7 +81,8 @@ def _lock(file) -> bool:
 
 
 def _check_same(workdir: Path, found: dict, wanted: dict) -> None:
-    found, wanted = flatten(found), flatten(wanted)
+    # A key that is newer than the run had its default.
+    found, wanted = flatten(base().to_dict()) | flatten(found), flatten(wanted)
     differing = {key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key)}
     if differing := sorted(differing - FREE_KEYS):
         pairs = ", ".join(f"{key} was {found.get(key)}, is {wanted.get(key)}" for key in differing)
@@ -99,7 +100,7 @@ def read_result(workdir: Path) -> dict | None:
         return None
     with _reading(path):
         result = json.loads(path.read_text())
-        terminal.result_table(result)
+        terminal.result_table(result)  # raises if a key is missing
         return result
 
 
