@@ -11,10 +11,10 @@ Variants, by the study's names. All else is as in the final recipe:
     aug_1 ... aug_5     rotation, + shift, + distortion, + zoom, + brightness
     fixed               our recipe for all the study's networks (`study.fixed`)
     pretrain_1, ..., pretrain_4                                          the first halves of its transfers
-launch/transfer.sh runs both halves. They pretrain on ByMerge (3: ByClass) with batches of 2048. For 3 the study gives no
-batch and no rate; ours are those of 2. They train on 581,609 of the 697,932 training images: the last 116,323 are for
-validation. Images that EMNIST Balanced validates or tests on are left out, as ByMerge's training file must hold most of
-them. --config.transfer.allow_leak=True keeps them, as the study did; such an accuracy is no clean result.
+launch/transfer.sh runs both halves. They pretrain on ByMerge (3: ByClass) with batches of 2048. For 3 the study gives
+no batch and no rate; ours are those of 2. Of the 697,932 training images, the last 116,323 are for validation. Images
+that EMNIST Balanced validates or tests on are left out, as ByMerge's training file must hold most of them.
+--config.transfer.allow_leak=True keeps them, as the study did; such an accuracy is no clean result.
 
 The study reports 90.72 % top-1 for its final run, measured on 1,024 test images after the transfer. Without the
 transfer it reads 89.18 % of the validation images. What it leaves open is in `study`.
