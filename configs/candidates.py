@@ -22,17 +22,19 @@ from emnist_jax import study
 from emnist_jax.config import ConfigDict
 from emnist_jax.errors import unknown
 
-# Name -> model of the default, model of `,fixed`.
-NETWORKS = {
-    "dpn": ("dpn68", "dpn68"),
-    "efficientnet_b1": ("efficientnet_b1", "efficientnet_b1"),
-    "mobilenet": ("mobilenet", "mobilenet"),
-    "mobilenet_v2": ("mobilenet_v2", "mobilenet_v2"),
-    "shufflenet": ("shufflenet", "shufflenet"),
-    "shufflenet_v2": ("shufflenet_v2", "shufflenet_v2"),
-    "vgg16": ("vgg16", "vgg16_bn"),
-    "wide_resnet": ("wrn_28_10", "wrn_40_2"),
-}
+NETWORKS = (
+    "dpn",
+    "efficientnet_b1",
+    "mobilenet",
+    "mobilenet_v2",
+    "shufflenet",
+    "shufflenet_v2",
+    "vgg16",
+    "wide_resnet",
+)
+# Key of `models.MODELS`, if it is another.
+MODELS = {"dpn": "dpn68", "wide_resnet": "wrn_28_10"}
+FIXED = MODELS | {"vgg16": "vgg16_bn", "wide_resnet": "wrn_40_2"}
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -41,5 +43,4 @@ def get_config(variant: str = "") -> ConfigDict:
         raise unknown("network", network, NETWORKS)
     if recipe not in ("", "fixed"):
         raise unknown("variant", recipe, ("fixed",))
-    default, fixed = NETWORKS[network]
-    return study.fixed(fixed) if recipe else study.final(default)
+    return study.fixed(FIXED.get(network, network)) if recipe else study.final(MODELS.get(network, network))

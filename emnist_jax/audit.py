@@ -202,9 +202,7 @@ def _count(count: int | None) -> str:
     return "-" if count is None else f"{count:,}"
 
 
-def main(config, *arguments: str) -> None:
-    if config is not None:
-        raise UserError("audit takes no --config; it reads --data_dir and --validation_examples")
+def main(*arguments: str) -> None:
     result = audit(read(arguments, _DATA_DIR.value, _VALIDATION_EXAMPLES.value))
     # Wide enough for the longest names, whatever the terminal.
     console = Console(width=200)
@@ -220,4 +218,4 @@ def main(config, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, config_required=False, positional=True)
+    command_line.run(main, config=None, positional=True)

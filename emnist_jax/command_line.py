@@ -20,13 +20,16 @@ from emnist_jax.errors import Stopped, UserError, first_line, unknown
 from emnist_jax.training import signals
 
 COMMANDS = ("main", "summary", "sweep", "results", "audit")
-_HELP = f"""
-flags:
+_EXPERIMENT = """\
   --config: Experiment file, with its variant: configs/quickstart.py, configs/densenet.py:layer_1
   --config.KEY: Another value for a key, e.g. --config.training.epochs=5; emnist_jax/config.py says all keys
-
-commands: {", ".join(f"python -m emnist_jax.{name}" for name in COMMANDS)}
 """
+_HELP = {
+    "required": _EXPERIMENT,
+    "optional": _EXPERIMENT,
+    "sweep": "  --config: Sweep file, e.g. configs/sweeps/mnist.py\n",
+    None: "",
+}
 
 
 def config_name() -> str:
@@ -34,19 +37,19 @@ def config_name() -> str:
     return experiment_name(config_flags.get_config_filename(flags.FLAGS["config"]))
 
 
-def run(main: Callable, config_required: bool = True, experiment: bool = True, positional: bool = False) -> None:
+def run(main: Callable, config: str | None = "required", positional: bool = False) -> None:
     """Parses the flags and calls `main(config, *arguments)`; a UserError or a wrong flag ends with one line and code 2.
 
     Args:
-      main: The command. If `--config` is not passed it gets None.
-      config_required: Whether `--config` must be passed.
-      experiment: Whether `--config` is an experiment, with the keys of the base config.
+      main: The command.
+      config: What `--config` names: "required" or "optional": an experiment; "sweep": a sweep; None: there is no such
+        flag. If it is not passed, `main` gets None.
       positional: Whether the command takes arguments that are no flags.
     """
 
     def parse_or_exit(argv: list[str]) -> list[str]:
         try:
-            return parse(argv, config_required, experiment, positional)
+            return parse(argv, config, positional)
         except UserError as error:
             _exit_with_error(str(error))
 
@@ -54,7 +57,7 @@ def run(main: Callable, config_required: bool = True, experiment: bool = True, p
         from jax.errors import JaxRuntimeError
 
         try:
-            main(flags.FLAGS.config, *argv[1:])
+            main(*([flags.FLAGS.config] if config else []), *argv[1:])
         except UserError as error:
             _exit_with_error(str(error))
         except OSError as error:
@@ -74,8 +77,12 @@ def run(main: Callable, config_required: bool = True, experiment: bool = True, p
     # Outside of training, which handles signals by itself, there is nothing to save.
     signals.handle(_exit_on_signal)
     if {"--help", "-help", "--helpshort", "-h", "-?"} & set(sys.argv[1:]):
-        print(sys.modules["__main__"].__doc__ + _HELP + flags.FLAGS.main_module_help())
-        return
+        own = flags.FLAGS.main_module_help().partition(".py:\n")[2]
+        commands = ", ".join(f"python -m emnist_jax.{name}" for name in COMMANDS)
+        with contextlib.suppress(BrokenPipeError):  # of `| head`
+            text = f"{sys.modules['__main__'].__doc__}\nflags:\n{_HELP[config]}{own}\n\ncommands: {commands}"
+            print(text, flush=True)
+        os._exit(0)
     logging.set_verbosity(logging.WARNING)
     # orbax logs every step of a save and, as tensorstore does in its own threads, pages about one that fails.
     logging.get_absl_logger().disabled = True
@@ -85,8 +92,7 @@ def run(main: Callable, config_required: bool = True, experiment: bool = True, p
 
 def parse(
     argv: list[str],
-    config_required: bool = True,
-    experiment: bool = True,
+    config: str | None = "required",
     positional: bool = False,
     flag_values: flags.FlagValues = flags.FLAGS,
 ) -> list[str]:
@@ -94,8 +100,7 @@ def parse(
 
     Args:
       argv: The program and its arguments.
-      config_required: Whether `--config` must be passed.
-      experiment: Whether `--config` is an experiment, with the keys of the base config.
+      config: What `--config` names, as in `run`.
       positional: Whether the command takes arguments that are no flags.
       flag_values: Takes the values.
 
@@ -109,22 +114,24 @@ def parse(
         for argument in argv:
             if argument.encode(errors="replace").decode() != argument:
                 raise UserError(f"{argument!r} is no UTF-8")  # TensorBoard takes nothing else
-        # Not earlier: it reads the flags that a --flagfile names.
-        config_flags.DEFINE_config_file(
-            "config", None, "Experiment file, e.g. configs/densenet.py", flag_values, sys_argv=argv
-        )
-        if experiment:
+        if config:
+            # Not earlier: it reads the flags that a --flagfile names.
+            config_flags.DEFINE_config_file("config", None, "see --help", flag_values, sys_argv=argv)
+        if config in ("required", "optional"):
             _check_keys(argv)
         rest = flag_values(argv)
-        if flag_values.config is None and config_required:
-            raise UserError("pass --config=FILE, e.g. --config=configs/quickstart.py")
         if len(rest) > 1 and not positional:
             raise UserError(f"unexpected argument {rest[1]!r}")
-        if flag_values.config is not None and experiment:
+        given = flag_values.config if config else None
+        if given is None and config in ("required", "sweep"):
+            example = "sweeps/mnist" if config == "sweep" else "quickstart"
+            raise UserError(f"pass --config=FILE, e.g. --config=configs/{example}.py")
+        if config == "sweep" and "rows" not in given:
+            raise UserError("--config names no sweep, such as configs/sweeps/mnist.py")
+        if given is not None and config != "sweep":
             # An experiment file may return anything.
-            config = base()
-            config.update(flag_values.config.to_dict())
-            flag_values.config = config
+            flag_values.config = base()
+            flag_values.config.update(given.to_dict())
         return rest
     except OSError as error:
         # ml_collections: "Failed loading config file NAME\n  Attempted ...\n [Errno 2] ... : 'path'".

@@ -1,4 +1,4 @@
-"""The base config: every key once, with its unit and its default; and the check of a filled-in config.
+"""The base config: every key once, with its unit and its default; its check; and the rows of a sweep.
 
 An experiment file calls `base()` and sets only what differs. `None` means "the network's or the data set's
 own, published value".
@@ -97,7 +97,7 @@ def base() -> ConfigDict:
             "step_epochs": 7.0,  # step: epochs between reductions
             "factor": 0.1,  # step, plateau: the learning rate is multiplied by it
             "patience_epochs": 10,  # plateau: epochs without a lower validation loss before a reduction
-            "min_delta": 1e-4,  # plateau: a validation loss lower by less is no lower one
+            "min_delta": 1e-4,  # plateau: a validation loss counts as lower if it is lower by more than this
             "relative_delta": False,  # plateau: min_delta is relative to the lowest loss, as in PyTorch
             "min_learning_rate": 0.0,  # plateau
             "warmup_fraction": 0.3,  # onecycle: share of the steps in which the learning rate rises
@@ -114,7 +114,7 @@ def base() -> ConfigDict:
             "ema_decay": 0.0,  # per step, of the network that is evaluated, less in the first steps; 0: no average
             "early_stopping_epochs": placeholder(int),  # epochs without a lower validation loss; None or 0: never
             "select": "best",  # parameters that are tested: "best" by validation top-1, or "last"
-            "steps_per_call": 50,  # compiled steps between two looks at the clock
+            "steps_per_call": 50,  # compiled steps between two looks at signals
         }
     )
     config.evaluation = ConfigDict({"batch_size": 1000})
@@ -216,9 +216,14 @@ def row(
     }
 
 
-def sweep(*rows: dict) -> ConfigDict:
-    """Returns the config of a table of `row`s, the most valuable first."""
-    return ConfigDict({"rows": rows}, convert_dict=False)
+def sweep(*rows: dict, split: str = "test") -> ConfigDict:
+    """Returns the config of a table of `row`s, the most valuable first.
+
+    Args:
+      *rows: Made by `row`.
+      split: Whose accuracies are shown: "test", or "validation" if something is to be chosen by them.
+    """
+    return ConfigDict({"rows": rows, "split": split}, convert_dict=False)
 
 
 def experiment_name(config: str) -> str:

@@ -13,7 +13,7 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """Training was asked to stop, and saved: the same command resumes. Exit code 75, sysexits' EX_TEMPFAIL."""
+    """Stopped before the end, with all saved: the same command resumes. Exit code 75, sysexits' EX_TEMPFAIL."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

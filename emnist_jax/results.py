@@ -1,7 +1,7 @@
 """Writes the tables and the plot of results/ into the docs: `python -m emnist_jax.results [--check]`.
 
 results/ROW/seedN.json are the result.json files of finished runs (`emnist_jax.sweep --results=results`). The rows, and
-what their sources report, stand in configs/sweeps/.
+what their sources report, stand in configs/sweeps/. Run it in the repository's folder.
 """
 
 from pathlib import Path
@@ -20,17 +20,14 @@ SWEEPS = ("mnist",)
 HEADLINES = 5
 
 
-def main(config) -> None:
+def main() -> None:
     from emnist_jax.reporting import tables
 
-    if config is not None:
-        raise UserError("results takes no --config")
-    root = Path(__file__).parent.parent
-    results = tables.read(root / "results")
-    rows = {name: sweep_rows(root / f"configs/sweeps/{name}.py") for name in SWEEPS}
+    results = tables.read(Path("results"))
+    rows = {name: sweep_rows(Path(f"configs/sweeps/{name}.py")) for name in SWEEPS}
     check_results([row for of_sweep in rows.values() for row in of_sweep], results)
     for page in ("README.md", "docs/results.md"):
-        path = root / page
+        path = Path(page)
         before = path.read_text()
         after = with_tables(before, rows, results)
         if _CHECK.value and after != before:
@@ -38,7 +35,7 @@ def main(config) -> None:
         if after != before:
             path.write_text(after)
     if not _CHECK.value:
-        tables.plot(rows["mnist"], results, root / "docs/accuracy.png")
+        tables.plot(rows["mnist"], results, Path("docs/accuracy.png"))
     runs = sum(map(len, results.values()))
     print(f"{runs} runs of {len(results)} rows: {'as the tables say' if _CHECK.value else 'written'}")
 
@@ -55,6 +52,8 @@ def with_tables(text: str, rows: dict[str, list[dict]], results: dict[str, list[
             begin, end = f"<!-- {marked}: python -m emnist_jax.results -->\n", f"\n<!-- end of {marked} -->"
             before, found, rest = text.partition(begin)
             if found:
+                if end not in rest:
+                    raise UserError(f"a page has no {end.strip()!r} after {begin.strip()!r}")
                 text = before + begin + table + end + rest.partition(end)[2]
     return text
 
@@ -62,7 +61,7 @@ def with_tables(text: str, rows: dict[str, list[dict]], results: dict[str, list[
 def sweep_rows(path: Path) -> list[dict]:
     """Returns the rows of a sweep's file."""
     values = flags.FlagValues()
-    command_line.parse(["results", f"--config={path}"], experiment=False, flag_values=values)
+    command_line.parse(["results", f"--config={path}"], config="sweep", flag_values=values)
     return values.config.rows
 
 
@@ -85,9 +84,9 @@ def check_results(rows: list[dict], results: dict[str, list[dict]]) -> None:
                 raise UserError(f"{where} was made with {key}={found.get(key)}, but its row has {wanted.get(key)}")
             if not result.get("dataset_sha256") or result["synthetic"]:
                 raise UserError(f"{where} does not say which real images it was made with")
-            if result["commit"].endswith("-dirty"):
+            if result["commit"].endswith("-dirty") or result["commit"] == "unknown":
                 raise UserError(f"{where} was made with code that no commit holds ({result['commit']})")
 
 
 if __name__ == "__main__":
-    command_line.run(main, config_required=False)
+    command_line.run(main, config=None)

@@ -81,4 +81,4 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, config_required=False)
+    command_line.run(main, config="optional")

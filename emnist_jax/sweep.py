@@ -24,9 +24,12 @@ _OVERRIDE = flags.DEFINE_multi_string("override", [], "KEY=VALUE for all runs, e
 
 
 def main(sweep) -> None:
-    from emnist_jax.reporting import tables, terminal
-    from emnist_jax.training import loop
+    from jax.errors import JaxRuntimeError
 
+    from emnist_jax.reporting import tables, terminal
+    from emnist_jax.training import hosts, loop
+
+    hosts.check_devices()
     workdir = Path(_WORKDIR.value or f"runs/{command_line.config_name()}").expanduser()
     shard, shards = _parse_shard(_SHARD.value)
     runs = [(row, seed) for row in sweep.rows for seed in row["seeds"]][shard::shards]
@@ -44,7 +47,7 @@ def main(sweep) -> None:
             print(f"[{number + 1}/{len(runs)}] {row['name']} seed {seed}{to_go}", flush=True)
         try:
             result = loop.train_and_evaluate(experiment_of(row, seed, _OVERRIDE.value), folder, programs)
-        except (UserError, OSError, RuntimeError) as error:  # a RuntimeError of JAX: out of memory on the device
+        except (UserError, OSError, MemoryError, JaxRuntimeError) as error:
             failures.setdefault(row["name"], []).append(f"seed {seed}: {first_line(error)}")
             print(f"    failed: {error}", flush=True)
         else:
@@ -54,13 +57,13 @@ def main(sweep) -> None:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / "result.json", copy)
             if not finished_before:
-                print(
-                    f"    test top-1 {100 * result['test']['top1']:.2f} %, {result['train_seconds']:.0f} s", flush=True
-                )
+                top1 = 100 * result[sweep.split]["top1"]
+                print(f"    {sweep.split} top-1 {top1:.2f} %, {result['train_seconds']:.0f} s", flush=True)
     results = tables.read(workdir, "*/seed*/result.json")
-    print(tables.markdown(sweep.rows, results, failures))
-    tables.plot(sweep.rows, results, workdir / "sweep.png")
-    print(f"accuracy against parameters: {workdir / 'sweep.png'}")
+    print(tables.markdown(sweep.rows, results, sweep.split, failures))
+    if results and sweep.split == "test":
+        tables.plot(sweep.rows, results, workdir / "sweep.png")
+        print(f"accuracy against parameters: {workdir / 'sweep.png'}")
     if failures:
         failed = [f"{name} {failure}" for name, of_row in failures.items() for failure in of_row]
         raise UserError(f"{len(failed)} of {len(runs)} runs failed, first {failed[0]}")
@@ -83,4 +86,4 @@ def experiment_of(row: dict, seed: int, overrides: list[str]):
 
 
 if __name__ == "__main__":
-    command_line.run(main, experiment=False)
+    command_line.run(main, config="sweep")

@@ -46,8 +46,8 @@ def parse(program: str, arguments: list[str]) -> flags.FlagValues:
         if isinstance(own, flags.FlagHolder):
             values[own.name] = copy.deepcopy(flags.FLAGS[own.name])
     arguments = [argument.replace("--config=", f"--config={ROOT}/", 1) for argument in arguments]
-    kinds = (program in ("main", "sweep"), program != "sweep", program == "audit")
-    command_line.parse([program, *arguments], *kinds, values)
+    kinds = {"main": "required", "summary": "optional", "sweep": "sweep"}
+    command_line.parse([program, *arguments], kinds.get(program), program == "audit", values)
     return values
 
 
@@ -61,7 +61,7 @@ def check(command: str, config: pytest.Config) -> None:
         if "transfer.sh" in command:  # test_transfer.py runs it
             arguments = ["--config=configs/densenet.py", *arguments[2:]]
         values = parse(program, arguments)
-        if values.config and program != "sweep":  # test_sweep.py builds all rows
+        if program in ("main", "summary") and values.config:  # test_sweep.py builds all rows
             validate(values.config)
             network(values.config)
         if program == "summary" and not values.all:  # test_main.py runs --all

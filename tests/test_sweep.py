@@ -108,7 +108,7 @@ def test_every_row_of_every_sweep_is_valid_and_no_run_is_named_twice():
     files = [f"{path}{x}" for path in (ROOT / "configs/sweeps").glob("*.py") for x in variants.get(path.stem, [""])]
     for path in files:
         values = command_line.flags.FlagValues()
-        command_line.parse(["sweep", f"--config={path}"], experiment=False, flag_values=values)
+        command_line.parse(["sweep", f"--config={path}"], config="sweep", flag_values=values)
         runs = [(each["name"], seed) for each in values.config.rows for seed in each["seeds"]]
         assert len(set(runs)) == len(runs), path
         for each in values.config.rows:
@@ -126,3 +126,13 @@ def test_what_is_no_result_is_named(tmp_path):
     (tmp_path / "a/seed0.json").write_text("{}")
     with pytest.raises(UserError, match=r"a/seed0.json is no result of a run"):
         tables.read(tmp_path)
+    result = {"seed": 1, "test": {"top1": 0.5}, "config": {"seed": 1}, "history": []}
+    (tmp_path / "a/seed0.json").write_text(json.dumps(result))
+    with pytest.raises(UserError, match=r"a/seed0.json holds the result of seed 1"):
+        tables.read(tmp_path)
+
+
+def test_what_is_no_sweep_is_refused():
+    with pytest.raises(UserError, match="names no sweep"):
+        values = command_line.flags.FlagValues()
+        command_line.parse(["sweep", "--config=configs/quickstart.py"], config="sweep", flag_values=values)

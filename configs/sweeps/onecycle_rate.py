@@ -20,5 +20,6 @@ def get_config():
                 name=f"mnist_onecycle_rate_{rate}",
             )
             for rate in rates
-        )
+        ),
+        split="validation",
     )

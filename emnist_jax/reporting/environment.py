@@ -19,7 +19,8 @@ def environment() -> dict:
     except OSError:  # no git
         commit = ""
     device = jax.devices()[0]
-    cores = len(os.sched_getaffinity(0))  # that this process may use
+    # The cores that this process may use, if the system tells.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     kind = f"CPU of {cores} core{'s' * (cores > 1)}" if device.platform == "cpu" else device.device_kind
     return {
         "device": f"{jax.device_count()} x {kind}",

@@ -22,7 +22,10 @@ def read(folder: Path, pattern: str = "*/seed*.json") -> dict[str, list[dict]]:
             result["test"]["top1"], result["config"]["seed"], result["history"]  # raises if one is missing
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is no result of a run: {error!r}") from error
-        results.setdefault(path.relative_to(folder).parts[0], []).append(result)
+        name, seed = path.relative_to(folder).parts[:2]
+        if seed.removesuffix(".json") != f"seed{result['seed']}":
+            raise UserError(f"{path} holds the result of seed {result['seed']}")
+        results.setdefault(name, []).append(result)
     return results
 
 
@@ -32,10 +35,12 @@ def mean_and_deviation(values: list[float]) -> str:
     return f"{text} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else text
 
 
-def markdown(rows: list[dict], results: dict[str, list[dict]], failures: dict[str, list[str]] | None = None) -> str:
-    """Returns a Markdown table of the rows of a sweep, with what of them has been run, and what has failed."""
+def markdown(
+    rows: list[dict], results: dict[str, list[dict]], split: str = "test", failures: dict[str, list[str]] | None = None
+) -> str:
+    """Returns a Markdown table of the rows of a sweep: what of them has been run, and what has failed."""
     lines = [
-        "| run | parameters | reported, % | ours, test top-1, % | seeds | tested epoch | s an epoch | device, commit |",
+        f"| run | parameters | reported, % | {split} top-1, % | seeds | epoch | s an epoch | device, commit |",
         "|---|---|---|---|---|---|---|---|",
     ]
     seeds = {}
@@ -50,12 +55,12 @@ def markdown(rows: list[dict], results: dict[str, list[dict]], failures: dict[st
                 state = f"failed: {failures[row['name']][0]}"
             lines.append(f"| `{row['name']}` | | {reported} | {state} | 0 of {asked} | | | |")
             continue
-        test = mean_and_deviation([result["test"]["top1"] for result in found])
+        top1 = mean_and_deviation([result[split]["top1"] for result in found])
         chosen = "best by validation" if found[0]["config"]["training"]["select"] == "best" else "last"
         seconds = statistics.mean(result["seconds_per_epoch"] for result in found)
         made_with = sorted({f"{result['device']}, {result['commit']}" for result in found})
         lines.append(
-            f"| `{row['name']}` | {found[0]['trainable_parameters']:,} | {reported} | {test} | "
+            f"| `{row['name']}` | {found[0]['trainable_parameters']:,} | {reported} | {top1} | "
             f"{len(found)} of {asked} | {chosen} | {seconds:.3g} | {'; '.join(made_with)} |"
         )
     return "\n".join(lines)

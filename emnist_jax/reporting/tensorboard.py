@@ -23,7 +23,7 @@ class TensorBoard:
 
     Args:
       workdir: Takes the file; None: nothing is written.
-      epochs: The records of all epochs so far.
+      epochs: All of them so far (`Record.epochs`).
     """
 
     def __init__(self, workdir: Path | None, epochs: list[dict]):
@@ -35,8 +35,8 @@ class TensorBoard:
             self._writer = EventsWriter(str(workdir / "events"), _SUFFIX)
         # A TensorBoard that is running drops what it has read of the earlier files.
         self._write(0, session_log=SessionLog(status=SessionLog.START))
-        for record in epochs:
-            self.epoch(record)
+        for epoch in epochs:
+            self.epoch(epoch)
 
     def _write(self, step: int, wall_time: float | None = None, **content) -> None:
         if self._writer:
@@ -47,13 +47,13 @@ class TensorBoard:
         for name, value in values.items():
             self._write(step, wall_time, summary=summary.scalar(name, value))
 
-    def epoch(self, record: dict) -> None:
-        """Writes the record of an epoch (see `loop`) at the time that it was made."""
-        values = {name: record[name] for name in ("learning_rate", "images_per_second")}
+    def epoch(self, epoch: dict) -> None:
+        """Writes an epoch of `Record.epochs`, with the time of its end."""
+        values = {name: epoch[name] for name in ("learning_rate", "images_per_second")}
         for split in ("train", "validation"):
-            if split in record:
-                values |= {f"{split}/{name}": record[split][name] for name in ("loss", "top1", "top5")}
-        self.scalars(values, record["step"], record["unix_time"])
+            if split in epoch:
+                values |= {f"{split}/{name}": epoch[split][name] for name in ("loss", "top1", "top5")}
+        self.scalars(values, epoch["step"], epoch["unix_time"])
 
     def figure(self, name: str, figure: Figure, step: int) -> None:
         self._write(step, summary=summary.image(name, figure_to_image(figure, close=False)))

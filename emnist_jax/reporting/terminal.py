@@ -1,5 +1,6 @@
 """The terminal and the log file: log lines, a progress bar, and the final table."""
 
+import contextlib
 import logging
 import math
 import os
@@ -67,7 +68,7 @@ class Progress:
 
     def __init__(self, step: int, total_steps: int):
         self._first, self._total = step, total_steps
-        self._started = self._told = time.monotonic()
+        self._started = self._last_line = time.monotonic()
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
@@ -89,10 +90,12 @@ class Progress:
     def update(self, step: int) -> None:
         self._bar.update(self._task, completed=step)
         now = time.monotonic()
-        if self._bar.disable and now > self._told + LOG_SECONDS and step > self._first:
-            self._told = now
+        if self._bar.disable and now > self._last_line + LOG_SECONDS and step > self._first:
+            self._last_line = now
             left = (now - self._started) / (step - self._first) * (self._total - step)
-            log.info("step %s of %s, %.0f minutes to go", f"{step:,}", f"{self._total:,}", left / 60)
+            # A full disk is reported at the epoch's end, where all processes hear of it.
+            with contextlib.suppress(OSError):
+                log.info("step %s of %s, %.0f minutes to go", f"{step:,}", f"{self._total:,}", left / 60)
 
 
 def standard_error(fraction: float, examples: int) -> float:
@@ -109,7 +112,7 @@ def print_result(result: dict, workdir: Path) -> None:
 _LEAKED = {
     False: None,
     True: "images that it is tested on, or that it will be fine-tuned for, were trained on",
-    None: "not known: it began with weights of which nobody says what they were trained on",
+    None: "not known: nobody compared the test images with those that its first weights were trained on",
 }
 
 

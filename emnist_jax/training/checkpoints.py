@@ -1,4 +1,4 @@
-"""Checkpoints with orbax: saved at every epoch's end, and restored by the same command."""
+"""Checkpoints with orbax: saved at every epoch's end, and restored when the same command is run again."""
 
 import contextlib
 import dataclasses
@@ -214,6 +214,8 @@ def load_variables(workdir: Path, step: int) -> dict:
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
     with _manager(workdir / "checkpoints", handlers, read_only=True) as manager:
         saved = manager.item_metadata(step)["state"].tree
+        if "ema" not in saved:
+            raise ValueError("its checkpoints were made by an earlier version of this program")
         names = ("params", "batch_stats") if saved["ema"] is None else ("ema",)
         saved = {name: saved[name] for name in names}
         restored = manager.restore(

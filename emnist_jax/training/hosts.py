@@ -1,6 +1,6 @@
 """Several processes (`jax.distributed`) as one: they start together, agree, fail together and end together.
 
-The first process alone reads and writes the workdir. If there is one process, nothing here does anything.
+The first process alone reads and writes the workdir. A single process waits for nobody here.
 """
 
 import contextlib

@@ -85,7 +85,7 @@ def _open(config, workdir: Path, stack: contextlib.ExitStack) -> dict | None:
 class Training:
     """A run under way: its state on the devices, and its record.
 
-    Its methods are called in the order in which they stand here.
+    Its public methods are called in the order in which they stand here.
     """
 
     def __init__(self, run: Run, workdir: Path, checkpoints: Checkpoints):
@@ -129,7 +129,7 @@ class Training:
         """Copies the images to the devices, and compiles the programs of training and evaluation.
 
         Args:
-          programs: Those of an earlier run; replaced if they are not of this config with another seed.
+          programs: Those of an earlier run. They are used if only the seed differs, and replaced otherwise.
         """
         run, config, dataset = self.run, self.run.config, self.run.dataset
         started = time.perf_counter()
@@ -161,7 +161,7 @@ class Training:
 
     @hosts.all_or_none("begun")
     def begin(self) -> None:
-        """Makes the workdir this config's: what could be wrong with it has been found."""
+        """Writes config.json and the first events: last, so that a refused start does not claim the workdir."""
         if hosts.is_first():
             write_json(self.workdir / "config.json", as_json(self.run.config))
         self.tensorboard = TensorBoard(self.workdir if hosts.is_first() else None, self.record.epochs)
@@ -177,7 +177,7 @@ class Training:
         run, stopped_by = self.run, None
         step = int(self.state.step)
         with StopRequest() as stop_request, terminal.Progress(step, run.total_steps) as progress:
-            while not (self._finished() or stopped_by):
+            while not (self._finished or stopped_by):
                 not_finite, stopped_by = self._train_epoch(stop_request, progress)
                 if not not_finite and int(self.state.step) == self._epoch_end():
                     not_finite = self._end_epoch()
@@ -189,19 +189,17 @@ class Training:
             # Asked again: a signal may have come since, which nobody would hear later.
             if stopped_by := stop_request.received():
                 raise Stopped(f"stopped by {stopped_by} at step {int(self.state.step):,} of {run.total_steps:,}")
+        if self.record.step < run.total_steps:
+            log.info("early stopping: no lower validation loss for %d epochs", self.record.stale_epochs)
 
     def _epoch_end(self) -> int:
         return min((len(self.record.epochs) + 1) * self.run.steps_per_epoch, self.run.total_steps)
 
+    @property
     def _finished(self) -> bool:
         patience = self.run.config.training.early_stopping_epochs
-        if patience and self.record.stale_epochs >= patience:
-            log.info("early stopping: no lower validation loss for %d epochs", patience)
-            return True
-        return self.record.step >= self.run.total_steps
-
-    def _learning_rate_scale(self) -> float:
-        return self.record.plateau_scale(self.run.config) * self.record.rollback_scale
+        early = patience and self.record.stale_epochs >= patience
+        return bool(early) or self.record.step >= self.run.total_steps
 
     def _order(self) -> jax.Array:
         """Returns the rows of the epoch under way: int32 `[steps per epoch, batch]`."""
@@ -209,7 +207,7 @@ class Training:
 
     def _train_epoch(self, stop_request: StopRequest, progress: terminal.Progress) -> tuple[str | None, str | None]:
         """Trains to the epoch's end, unless something is not finite or a signal comes: returns which."""
-        order, scale = self._order(), np.float32(self._learning_rate_scale())
+        order, scale = self._order(), np.float32(self.record.learning_rate_scale(self.run.config))
         step, epoch_end = int(self.state.step), self._epoch_end()
         while step < epoch_end:
             started = time.perf_counter()
@@ -236,7 +234,7 @@ class Training:
             "epoch": step / run.steps_per_epoch,
             "step": step,
             "train": {name: float(value) for name, value in jax.device_get(self.state.metrics).compute().items()},
-            "learning_rate": float(run.schedule(step - 1)) * self._learning_rate_scale(),
+            "learning_rate": float(run.schedule(step - 1)) * record.learning_rate_scale(run.config),
             "images_per_second": (step - record.step) * run.config.training.batch_size / seconds,
             "seconds": seconds,
             "unix_time": time.time(),
@@ -251,11 +249,11 @@ class Training:
                 return "the validation loss"
         record.end_epoch(epoch)
         self.state = self.state.replace(metrics=run.replicate(train_step.Metrics.empty()))
-        self._tell_epoch(epoch)
+        self._report_epoch(epoch)
         return None
 
-    @hosts.all_or_none("told")
-    def _tell_epoch(self, epoch: dict) -> None:
+    @hosts.all_or_none("reported")
+    def _report_epoch(self, epoch: dict) -> None:
         self.tensorboard.epoch(epoch)
         splits = [split for split in ("train", "validation") if split in epoch]
         log.info(
@@ -377,7 +375,7 @@ class Training:
             "config": config,
             "history": record.epochs,
         }
-        self._tell_result(result, logits.argmax(-1))
+        self._report_result(result, logits.argmax(-1))
         return result
 
     def _restore_best(self) -> dict:
@@ -390,7 +388,7 @@ class Training:
         return epochs[-1]
 
     @hosts.all_or_none("tested")
-    def _tell_result(self, result: dict, predictions: np.ndarray) -> None:
+    def _report_result(self, result: dict, predictions: np.ndarray) -> None:
         run, last_step = self.run, self.record.step
         scores = {f"test/{name}": result["test"][name] for name in ("top1", "top5")}
         self.tensorboard.scalars({"test/loss": result["test"]["loss"], **scores}, last_step)

@@ -13,7 +13,7 @@ class Record:
 
     Attributes:
       dataset_sha256: Of the images and labels that the run uses.
-      leaked: Whether the weights know images that they, or those fine-tuned from them, are tested on; None: not known.
+      leaked: Whether images of training are tested on, here or in a run that is fine-tuned from this; None: unknown.
       epochs: What each epoch found: "step" at its end, "train" and "validation" with "loss", "top1" and "top5", ...
       rollbacks: Of each return to the end of an earlier epoch: "step", "to_step" and "learning_rate_scale".
       epoch_seconds: Training time in the epoch under way.
@@ -69,6 +69,10 @@ class Record:
             if stale == config.schedule.patience_epochs:
                 stale, scale = 0, max(scale * config.schedule.factor, lowest_scale)
         return scale
+
+    def learning_rate_scale(self, config) -> float:
+        """Returns what multiplies the schedule's learning rate."""
+        return self.plateau_scale(config) * self.rollback_scale
 
     @property
     def rollback_scale(self) -> float:

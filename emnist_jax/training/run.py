@@ -36,8 +36,8 @@ class Run:
       mesh: Of the devices that share a batch.
       dataset: The images and labels, in this process' memory.
       dataset_sha256: Of all of them.
-      shared_images: How many training and validation images are in the target of the transfer's validation and test
-        splits; None if there is no such target.
+      shared_images: How many of the training and validation images stand in the validation or test split of
+        `config.transfer.target`; None without a target.
       model: The network.
       optimizer: With the schedule in it.
       schedule: The learning rate of a step, for the record.
@@ -94,8 +94,7 @@ class Run:
             return True
         if not self.config.init_from:
             return False
-        leaked = weights.leaked(self.config.init_from, self.dataset.name) if hosts.is_first() else None
-        return hosts.broadcast(leaked)
+        return hosts.broadcast(weights.leaked(self.config))
 
 
 def network(config) -> Network:
@@ -163,6 +162,8 @@ def _load(config) -> tuple[datasets.Dataset, int | None]:
     dataset = datasets.load(config.dataset)
     if not config.transfer.target:
         return dataset, None
+    if config.transfer.target == dataset.name:
+        raise UserError("config.transfer.target is the data set itself")
     settings = config.dataset.copy_and_resolve_references()
     settings.update({"name": config.transfer.target, "validation_examples": None})
     target = datasets.load(settings)

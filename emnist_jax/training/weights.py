@@ -92,14 +92,19 @@ def _load_run(workdir: Path) -> tuple[Any, Any]:
     return variables["params"], variables["batch_stats"]
 
 
-def leaked(source: str, dataset: str) -> bool | None:
-    """Tells whether the weights of `transfer` know a data set's validation or test images; None: not known."""
-    if _is_file(source):
+@hosts.all_or_none("asked what leaked")
+def leaked(config) -> bool | None:
+    """Tells whether the weights of `config.init_from` know images that we validate or test on; None: not known."""
+    if _is_file(config.init_from) or not hosts.is_first():
         return None
-    result = json.loads((Path(source) / "result.json").read_text())
-    if dataset in (result["dataset"], result.get("config", {}).get("transfer", {}).get("target")):
-        return result.get("leaked")
-    return result.get("leaked") or None
+    try:
+        result = json.loads((Path(config.init_from) / "result.json").read_text())
+        theirs = result["config"]
+        same_split = theirs["dataset"] | {"data_dir": None} == config.dataset.to_dict() | {"data_dir": None}
+        compared = theirs["transfer"]["target"] == config.dataset.name and config.dataset.validation_examples is None
+        return result["leaked"] or (False if same_split or compared else None)
+    except (KeyError, TypeError, ValueError):  # made by an earlier version
+        return None
 
 
 @hosts.all_or_none("compared")

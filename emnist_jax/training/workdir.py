@@ -37,7 +37,8 @@ def open_workdir(workdir: Path, config) -> Iterator[None]:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             # Every run begins with the lock.
-            if not (workdir / "lock").exists() and (others := sorted(path.name for path in workdir.iterdir())):
+            others = sorted(path.name for path in workdir.iterdir())
+            if others and "lock" not in others:
                 raise UserError(f"{workdir} is not empty and holds no run (but {others[0]}); pass another --workdir")
             for name in ("lock", "log.txt"):
                 if (workdir / name).is_fifo():
@@ -60,7 +61,7 @@ def open_workdir(workdir: Path, config) -> Iterator[None]:
 
 def _lock(file) -> bool:
     """Locks a file; returns False if the file system has no locks, as some network ones."""
-    # Of several processes, an earlier start's may still be ending. A single one has a user who can wait and try again.
+    # If there are several processes, those of an earlier start may still hold it. A single one has a user who can wait.
     deadline = time.monotonic() + (LOCK_PATIENCE_SECONDS if jax.distributed.is_initialized() else 0)
     waiting = False
     while True:
