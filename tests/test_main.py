@@ -18,12 +18,12 @@ from emnist_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
-QUICK = ["mnist_onecycle.py"]
 CANDIDATES = [name for name in CONFIGS if not name.startswith(("densenet.py", "lenet5", "mnist", "quickstart"))]
-ONE_STEP = QUICK + [
+# In the default tests, test_stops.py has the one program that trains to its end.
+ONE_STEP = [
     pytest.param(name, marks=pytest.mark.slow)
     for name in (
-        *(name for name in CONFIGS if name not in QUICK),
+        *CONFIGS,
         *(f"{name}:fixed" for name in CANDIDATES),
         *(f"densenet.py:layer_{layer}" for layer in ("1", "2", "3", "4", "4_2", "4_3")),
         *(
@@ -137,9 +137,17 @@ def test_the_variants_of_the_densenet():
         (("--config=configs/densenet.py:layer_9",), "unknown variant 'layer_9'; did you mean 'layer_4'?"),
         (("--config=configs/quickstart.py", "--config.training.epocs=3"), "did you mean 'epochs'?"),
         (("--config=configs/quickstart.py", "--config.training.epochs=x"), "could not convert"),
-        (("--config=configs/quickstart.py", "--config.model.name=densnet"), "did you mean 'densenet'?"),
+        pytest.param(
+            ("--config=configs/quickstart.py", "--config.model.name=densnet"),
+            "did you mean 'densenet'?",
+            marks=pytest.mark.slow,
+        ),
         (("--config=configs/quickstart.py", "--confg=x"), "Did you mean: config"),
-        (("--config=configs/quickstart.py", "--coordinator_address=localhost:99999"), "not HOST:PORT"),
+        pytest.param(
+            ("--config=configs/quickstart.py", "--coordinator_address=localhost:99999"),
+            "not HOST:PORT",
+            marks=pytest.mark.slow,
+        ),
         (
             ("--config=configs/quickstart.py", "--distributed", "--coordinator_address=localhost:8476"),
             "Pass --coordinator_address",
@@ -211,5 +219,5 @@ def test_every_key_of_the_base_config_is_read():
     source = "".join(path.read_text() for path in (ROOT / "emnist_jax").rglob("*.py") if path.name != "config.py")
     keys = {key.rpartition(".")[2] for key in flatten(config_lib.base().to_dict())}
     places = set(config_lib.base().model.dropout)
-    assert {key for key in keys if not re.search(rf"\b(config|c)\.(\w+\.)*{key}\b", source)} <= places
+    assert {key for key in keys if not re.search(rf"\b(config|c|schedule)\.(\w+\.)*{key}\b", source)} <= places
     assert all(f"{place}_dropout" in source for place in places)

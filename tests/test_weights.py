@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 from emnist_jax import models
 from emnist_jax.errors import UserError
 from emnist_jax.training import weights
+from shared import write_h5
 
 
 def initial(name: str, classes: int = 47) -> tuple[dict, dict]:
@@ -22,18 +23,6 @@ def initial(name: str, classes: int = 47) -> tuple[dict, dict]:
 def random(shapes: dict, seed: int) -> dict:
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
-
-
-def write_h5(path, layers: dict, group: str | None = None) -> None:
-    """Writes what Keras 2 and `keras.applications` call weights in HDF5 format."""
-    with h5py.File(path, "w") as file:
-        root = file.create_group(group) if group else file
-        root.attrs["layer_names"] = [layer.encode() for layer in layers]
-        for layer, variables in layers.items():
-            names = {f"{layer}/{name}:0": array for name, array in variables.items()}
-            root.create_group(layer).attrs["weight_names"] = [name.encode() for name in names]
-            for name, array in names.items():
-                root[layer][name] = array
 
 
 def keras_layers(params: dict, head: str = "predictions") -> dict:
