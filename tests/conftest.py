@@ -1,7 +1,9 @@
-"""Four virtual CPU devices for every test, and one store of compiled programs for the whole session."""
+"""What holds for every test: four virtual CPU devices, and nothing is compiled, traced or drawn twice without need."""
 
+import copy
 import os
 import shutil
+import sys
 import tempfile
 
 import pytest
@@ -15,17 +17,98 @@ _CACHE = tempfile.mkdtemp(prefix="emnist_jax_tests_")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = _CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# They import PyTorch and Keras, which takes seconds.
+_COMPARISONS = ("test_parity_keras.py", "test_parity_pytorch.py")
+# As does tensorboardX, if PyTorch is there: not in the processes that tests start.
+with open(os.path.join(_CACHE, "torch.py"), "w") as _file:
+    _file.write("raise ImportError")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (_CACHE, os.environ.get("PYTHONPATH"))))
+
+
+def pytest_configure(config):
+    if "not parity" in config.option.markexpr:
+        sys.modules.setdefault("torch", None)
+
+
+def pytest_ignore_collect(collection_path, config):
+    if collection_path.name in _COMPARISONS and "not parity" in config.option.markexpr:
+        return True
+    return None
 
 
 def pytest_sessionfinish():
     shutil.rmtree(_CACHE, ignore_errors=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def built_once():
+    """Lets runs of equal configs in this process share what is built of the config alone: data and programs.
+
+    Tracing and lowering take half of the time of a run whose programs have been compiled before.
+    """
+    from emnist_jax.training import loop, train_step
+
+    build, compile_all = loop.build, loop.Training.compile
+    runs, compiled = {}, {}
+
+    def build_once(config):
+        if not config.dataset.name.startswith("synthetic/"):
+            return build(config)  # the files may change
+        key = str(config), train_step.make_mesh()
+        if key not in runs:
+            runs[key] = build(copy.deepcopy(config))  # for a test may change it
+        return runs[key]
+
+    def compile_once(training):
+        key = id(training.run)
+        if key in compiled:
+            run, attributes, seconds = compiled[key]
+            vars(training).update(attributes)
+            training.record.compile_seconds += seconds
+            return
+        before, seconds = set(vars(training)), training.record.compile_seconds
+        compile_all(training)
+        attributes = {name: value for name, value in vars(training).items() if name not in before}
+        compiled[key] = training.run, attributes, training.record.compile_seconds - seconds
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "build", build_once)
+        patch.setattr(loop.Training, "compile", compile_once)
+        yield
+
+
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, built_once):
     """The workdir of one uninterrupted run, and its result."""
     from emnist_jax.training import loop
-    from test_loop import make_config
+    from shared import make_config
 
     workdir = tmp_path_factory.mktemp("finished")
     return workdir, loop.train_and_evaluate(make_config(), workdir)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures():
+    """Keeps runs within a test from drawing for TensorBoard; `finished` draws."""
+    from emnist_jax.training import loop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Training, "_augmented_inputs", lambda self: None)
+        patch.setattr(loop.figures, "confusion_figure", lambda *arguments: None)
+        patch.setattr(loop.TensorBoard, "figure", lambda *arguments: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder that the tests of a file share."""
+    return tmp_path_factory.mktemp("folder")
+
+
+@pytest.fixture(autouse=True)
+def close_log_files():
+    """Closes the log files of runs that a test let fail."""
+    from emnist_jax.reporting import terminal
+
+    yield
+    terminal.stop_log()

@@ -29,6 +29,19 @@ TINY = (
 PATIENCE = 240
 
 
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs one of our commands to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", f"emnist_jax.{program}", *arguments],
+        cwd=ROOT,
+        # Compiling is nearly all of the time.
+        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
 class Process:
     """A command in its own process group, with all of its output in one file."""
 

@@ -8,8 +8,8 @@ import pytest
 
 from emnist_jax import audit, errors
 from emnist_jax.datasets import duplicates
-from test_datasets import REAL_DATA, example_files, idx_bytes, needs_real_data, write
-from test_main import run
+from processes import run
+from shared import REAL_DATA, example_files, idx_bytes, needs_real_data, write_files
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (20, 28, 28), np.uint8)
@@ -120,15 +120,15 @@ def test_an_empty_split_has_no_share():
 def test_transposed_and_upright_files_hold_the_same_images(tmp_path):
     """MNIST's files are upright, and EMNIST's are not."""
     files, ((train, labels), test) = example_files("emnist/digits")
-    write(tmp_path, files)
-    write(tmp_path, mnist_files(train, labels, *test))
+    write_files(tmp_path, files)
+    write_files(tmp_path, mnist_files(train, labels, *test))
     one, other = audit.read(["emnist/digits:train", "mnist:train"], str(tmp_path), 0)
     assert between(one, other) == [(12, 1, 0), (12, 1, 0)]
 
 
 def test_a_set_without_a_split_is_all_three_and_none_is_read_twice(tmp_path):
     files, _ = example_files()
-    write(tmp_path, files)
+    write_files(tmp_path, files)
     splits = audit.read(["mnist:test", "mnist", "mnist:test"], str(tmp_path), 3)
     assert [(s.name, len(s.digests), len(s.labels)) for s in splits] == [
         ("mnist:test", 5, 5),
@@ -139,7 +139,7 @@ def test_a_set_without_a_split_is_all_three_and_none_is_read_twice(tmp_path):
 
 def test_a_synthetic_set_needs_no_files(tmp_path):
     files, _ = example_files()
-    write(tmp_path, files)
+    write_files(tmp_path, files)
     splits = audit.read(["synthetic/digits:test", "mnist:test"], str(tmp_path), 0)
     assert [len(s.digests) for s in splits] == [1000, 5]
 
@@ -162,7 +162,7 @@ def test_all_names_are_checked_before_a_set_is_read(tmp_path):
 )
 def test_what_is_wrong_is_said_in_terms_of_this_command(tmp_path, argument, message):
     files, _ = example_files()
-    write(tmp_path, files)
+    write_files(tmp_path, files)
     with pytest.raises(errors.UserError, match=message.replace("?", r"\?")) as caught:
         audit.read([argument], str(tmp_path), 12)
     assert "--config" not in str(caught.value) and "\n" not in str(caught.value)
@@ -170,7 +170,7 @@ def test_what_is_wrong_is_said_in_terms_of_this_command(tmp_path, argument, mess
 
 def test_the_command_prints_the_counts_and_writes_them_as_json(tmp_path):
     # Of 4 test images 2 are in train, one with another label; train has image 1 twice, with two labels.
-    write(tmp_path, mnist_files(IMAGES[[0, 1, 2, 1]], [0, 1, 2, 3], IMAGES[[0, 2, 10, 11]], [0, 9, 5, 5]))
+    write_files(tmp_path, mnist_files(IMAGES[[0, 1, 2, 1]], [0, 1, 2, 3], IMAGES[[0, 2, 10, 11]], [0, 9, 5, 5]))
     json_file = tmp_path / "counts.json"
     # Flags may follow the arguments.
     done = run(

@@ -3,11 +3,9 @@
 import concurrent.futures
 import dataclasses
 import fcntl
-import gzip
 import hashlib
 import http.server
 import io
-import os
 import pathlib
 import shutil
 import struct
@@ -16,9 +14,7 @@ import sys
 import threading
 import time
 import types
-import zipfile
 
-import ml_collections
 import numpy as np
 import pytest
 import requests
@@ -26,59 +22,7 @@ from PIL import Image
 
 from emnist_jax import datasets, errors
 from emnist_jax.datasets import official
-
-REAL_DATA = pathlib.Path(os.environ.get("EMNIST_JAX_DATA", "") or os.devnull)
-needs_real_data = pytest.mark.skipif(
-    not (REAL_DATA / "mnist").is_dir(),
-    reason="EMNIST_JAX_DATA is not set to a folder with mnist/ and emnist-pool/",
-)
-
-
-def config(**changes) -> ml_collections.ConfigDict:
-    defaults = dict(
-        name="mnist",
-        data_dir=None,
-        validation_examples=None,
-        train_per_class=None,
-        test_per_class=None,
-        seed=0,
-    )
-    return ml_collections.ConfigDict({**defaults, **changes}, convert_dict=False)
-
-
-def idx_bytes(array: np.ndarray) -> bytes:
-    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-    return header + array.astype(np.uint8).tobytes()
-
-
-def example_files(name: str = "mnist", num_train: int = 12, num_test: int = 5):
-    """Returns what tiny official files of a set hold, by name less ".gz", and the arrays."""
-    rng = np.random.default_rng(0)
-    official_set = official.SETS[name]
-    files, arrays = {}, []
-    for prefix, n in ((official_set.train_prefix, num_train), (official_set.test_prefix, num_test)):
-        images = rng.integers(0, 256, (n, 28, 28), np.uint8)
-        labels = np.arange(n) % len(official_set.class_names)
-        stored = images.swapaxes(1, 2) if official_set.transposed else images
-        files[f"{prefix}-images-idx3-ubyte"] = idx_bytes(stored)
-        files[f"{prefix}-labels-idx1-ubyte"] = idx_bytes(labels + official_set.first_label)
-        arrays.append((images, labels))
-    return files, arrays
-
-
-def write(folder: pathlib.Path, files: dict[str, bytes], form: str = "gz") -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    if form == "zip":
-        with zipfile.ZipFile(folder / "gzip.zip", "w") as archive:
-            for stem, content in files.items():
-                archive.writestr(f"gzip/{stem}.gz", gzip.compress(content))
-    for stem, content in files.items():
-        if form == "gz":
-            (folder / f"{stem}.gz").write_bytes(gzip.compress(content))
-        elif form == "plain":
-            (folder / stem).write_bytes(content)
-        elif form == "dotted":
-            (folder / stem.replace("-idx", ".idx")).write_bytes(content)
+from shared import REAL_DATA, dataset_config, example_files, idx_bytes, needs_real_data, write_files
 
 
 def assert_holds(dataset: datasets.Dataset, arrays) -> None:
@@ -100,8 +44,8 @@ def assert_holds(dataset: datasets.Dataset, arrays) -> None:
 @pytest.mark.parametrize("name", ["mnist", "emnist/balanced", "emnist/letters", "emnist_pool"])
 def test_every_form_of_the_files_gives_upright_images_and_0_based_labels(tmp_path, name, form):
     files, arrays = example_files(name, num_train=60)
-    write(tmp_path, files, form)
-    dataset = datasets.load(config(name=name, data_dir=str(tmp_path), validation_examples=0))
+    write_files(tmp_path, files, form)
+    dataset = datasets.load(dataset_config(name=name, data_dir=str(tmp_path), validation_examples=0))
     assert_holds(dataset, arrays)
     assert len(dataset.validation.images) == 0
     assert not dataset.synthetic
@@ -114,9 +58,9 @@ def test_emnist_files_are_transposed_and_letters_count_from_1(tmp_path):
     for split in ("train", "test"):
         files[f"emnist-letters-{split}-images-idx3-ubyte"] = idx_bytes(stored)
         files[f"emnist-letters-{split}-labels-idx1-ubyte"] = idx_bytes(np.arange(1, 27))
-    write(tmp_path, files)
-    config_ = config(name="emnist/letters", data_dir=str(tmp_path), validation_examples=0)
-    dataset = datasets.load(config_)
+    write_files(tmp_path, files)
+    config = dataset_config(name="emnist/letters", data_dir=str(tmp_path), validation_examples=0)
+    dataset = datasets.load(config)
     assert (dataset.train.images[:, :, 0] == 255).all() and not dataset.train.images[:, :, 1:].any()
     assert "".join(dataset.class_names[i] for i in dataset.test.labels)[:4] == "ABCD"
 
@@ -142,8 +86,8 @@ def test_class_names():
 
 def test_validation_is_the_last_rows_of_train(tmp_path):
     files, arrays = example_files()
-    write(tmp_path, files)
-    dataset = datasets.load(config(data_dir=str(tmp_path), validation_examples=3))
+    write_files(tmp_path, files)
+    dataset = datasets.load(dataset_config(data_dir=str(tmp_path), validation_examples=3))
     np.testing.assert_array_equal(dataset.train.images, arrays[0][0][:9])
     np.testing.assert_array_equal(dataset.validation.labels, arrays[0][1][9:])
 
@@ -151,9 +95,9 @@ def test_validation_is_the_last_rows_of_train(tmp_path):
 @pytest.mark.parametrize("count", [-1, 12, None])
 def test_validation_must_leave_something_to_train_on(tmp_path, count):
     files, _ = example_files()
-    write(tmp_path, files)
+    write_files(tmp_path, files)
     with pytest.raises(errors.UserError, match="validation_examples"):
-        datasets.load(config(data_dir=str(tmp_path), validation_examples=count))
+        datasets.load(dataset_config(data_dir=str(tmp_path), validation_examples=count))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +113,7 @@ def test_validation_must_leave_something_to_train_on(tmp_path, count):
 )
 def test_wrong_settings(changes, message):
     with pytest.raises(errors.UserError, match=message):
-        datasets.load(config(**changes))
+        datasets.load(dataset_config(**changes))
 
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -200,16 +144,16 @@ def test_damaged_content_is_a_user_error_that_names_the_file(tmp_path, damage, f
     files, _ = example_files()
     stem, spoil, message = DAMAGE[damage]
     files[stem] = spoil(files[stem])
-    write(tmp_path, files, form)
+    write_files(tmp_path, files, form)
     with pytest.raises(errors.UserError, match=message) as caught:
-        datasets.load(config(data_dir=str(tmp_path), validation_examples=0))
+        datasets.load(dataset_config(data_dir=str(tmp_path), validation_examples=0))
     assert stem in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "bit flip", "bad block", "crc", "trailing garbage"])
 def test_damaged_gzip(tmp_path, damage):
     files, _ = example_files()
-    write(tmp_path, files)
+    write_files(tmp_path, files)
     path = tmp_path / f"{IMAGES}.gz"
     content = bytearray(path.read_bytes())
     if damage == "truncated":
@@ -224,7 +168,7 @@ def test_damaged_gzip(tmp_path, damage):
         content += b"garbage"
     path.write_bytes(content)
     with pytest.raises(errors.UserError, match=f"{IMAGES}.gz"):
-        datasets.load(config(data_dir=str(tmp_path), validation_examples=0))
+        datasets.load(dataset_config(data_dir=str(tmp_path), validation_examples=0))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "bit flip", "member missing", "no zip"])
@@ -232,7 +176,7 @@ def test_damaged_zip(tmp_path, damage):
     files, _ = example_files("emnist/digits")
     if damage == "member missing":
         del files["emnist-digits-train-images-idx3-ubyte"]
-    write(tmp_path, files, "zip")
+    write_files(tmp_path, files, "zip")
     path = tmp_path / "gzip.zip"
     content = bytearray(path.read_bytes())
     if damage == "truncated":
@@ -243,15 +187,15 @@ def test_damaged_zip(tmp_path, damage):
         content[:] = b"<html>404</html>"
     path.write_bytes(content)
     with pytest.raises(errors.UserError, match="gzip.zip:gzip/emnist-digits-train-images"):
-        datasets.load(config(name="emnist/digits", data_dir=str(tmp_path), validation_examples=0))
+        datasets.load(dataset_config(name="emnist/digits", data_dir=str(tmp_path), validation_examples=0))
 
 
 def test_a_missing_file_is_named_with_the_names_looked_for(tmp_path):
     files, _ = example_files()
     del files[LABELS]
-    write(tmp_path, files)
+    write_files(tmp_path, files)
     with pytest.raises(errors.UserError) as caught:
-        datasets.load(config(data_dir=str(tmp_path), validation_examples=0))
+        datasets.load(dataset_config(data_dir=str(tmp_path), validation_examples=0))
     for part in (str(tmp_path), f"{LABELS}.gz", "train-labels.idx1-ubyte", "gzip.zip"):
         assert part in str(caught.value)
 
@@ -285,7 +229,7 @@ def test_without_a_network_the_ways_out_are_named(tfds_dir, monkeypatch, name):
     monkeypatch.setattr(requests, "get", fail)
     start = time.monotonic()
     with pytest.raises(errors.UserError) as caught:
-        datasets.load(config(name=name))
+        datasets.load(dataset_config(name=name))
     assert time.monotonic() - start < 15
     archive = "gzip.zip" if name == "emnist/letters" else "t10k-labels-idx1-ubyte.gz"
     for part in (f"/{archive}", str(tfds_dir / "downloads/manual"), "data_dir=", "synthetic/"):
@@ -437,7 +381,7 @@ def test_a_prepared_set_is_read_in_the_official_order(tfds_dir, monkeypatch, nam
     prepare(tfds_dir, name, stored)
     shrink(monkeypatch, name)
     monkeypatch.setattr(official, "_fetch", None)
-    assert_holds(datasets.load(config(name=name, validation_examples=4)), arrays)
+    assert_holds(datasets.load(dataset_config(name=name, validation_examples=4)), arrays)
 
 
 def test_a_prepared_set_of_other_than_the_official_size_is_passed_over(tfds_dir, monkeypatch):
@@ -445,7 +389,7 @@ def test_a_prepared_set_of_other_than_the_official_size_is_passed_over(tfds_dir,
     prepare(tfds_dir, "mnist", arrays)
     monkeypatch.setattr(official, "_probe", lambda url: 1 / 0)
     with pytest.raises(errors.UserError, match="cannot download mnist"):
-        datasets.load(config())
+        datasets.load(dataset_config())
 
 
 @pytest.mark.parametrize("damage", ["truncated", "bad length", "bad image", "shard missing", "bad json"])
@@ -467,7 +411,7 @@ def test_a_damaged_prepared_set_is_a_user_error(tfds_dir, monkeypatch, damage):
     if damage == "bad json":
         (folder / "dataset_info.json").write_text("{")
     with pytest.raises(errors.UserError, match=str(tfds_dir / "mnist")) as caught:
-        datasets.load(config(validation_examples=0))
+        datasets.load(dataset_config(validation_examples=0))
     assert "\n" not in str(caught.value)
 
 
@@ -480,7 +424,7 @@ def test_real_mnist_through_tfds_manual_folder_needs_no_network(tfds_dir):
     program = (
         "import sys, ml_collections\n"
         "from emnist_jax import datasets\n"
-        f"config = ml_collections.ConfigDict({config().to_dict()!r})\n"
+        f"config = ml_collections.ConfigDict({dataset_config().to_dict()!r})\n"
         "dataset = datasets.load(config)\n"
         "assert 'tensorflow' not in sys.modules\n"
         "print(len(dataset.train.images), dataset.test.labels[:5].tolist())\n"
@@ -498,13 +442,13 @@ def test_real_mnist_altered_by_one_byte_is_refused(tfds_dir):
     content[4] ^= 1  # The time stamp in gzip's header, which gzip itself does not check.
     path.write_bytes(content)
     with pytest.raises(errors.UserError, match=f"{path} .*SHA-256"):
-        datasets.load(config())
+        datasets.load(dataset_config())
 
 
 @needs_real_data
 def test_real_pool():
     folder = REAL_DATA / "emnist-pool"
-    dataset = datasets.load(config(name="emnist_pool", data_dir=str(folder)))
+    dataset = datasets.load(dataset_config(name="emnist_pool", data_dir=str(folder)))
     assert [len(s.images) for s in (dataset.train, dataset.validation, dataset.test)] == [
         185_533,
         18_800,

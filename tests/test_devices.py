@@ -9,10 +9,10 @@ import pytest
 from jax.sharding import AxisType
 
 from emnist_jax.errors import Stopped
-from emnist_jax.reporting import terminal
-from emnist_jax.training import loop, signals, train_step
+from emnist_jax.training import loop, train_step
+from emnist_jax.training.signals import StopRequest
 from processes import MAIN, TINY, Processes, result_of
-from test_loop import make_config, parameters_of
+from shared import make_config, parameters_of
 
 
 def use_devices(monkeypatch, number: int):
@@ -22,8 +22,8 @@ def use_devices(monkeypatch, number: int):
 
 def stop_within_the_second_epoch(monkeypatch):
     """Makes the next run find a signal from its fourth compiled call on, at step 14 of 20."""
-    heard = itertools.chain([None] * 3, itertools.repeat(signal.SIGTERM.name))
-    monkeypatch.setattr(signals.StopRequest, "received", lambda self: next(heard))
+    found = itertools.chain([None] * 3, itertools.repeat(signal.SIGTERM.name))
+    monkeypatch.setattr(StopRequest, "received", lambda self: next(found))
 
 
 def smooth_config():
@@ -44,12 +44,6 @@ def assert_same_training(result: dict, expected: dict, rel: float):
 def uninterrupted(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("uninterrupted")
     return workdir, loop.train_and_evaluate(smooth_config(), workdir)
-
-
-@pytest.fixture(autouse=True)
-def close_log_files():
-    yield
-    terminal.stop_log()
 
 
 @pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 4)])

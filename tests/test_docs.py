@@ -18,7 +18,7 @@ from emnist_jax.datasets import official
 from emnist_jax.errors import UserError
 from emnist_jax.models.layers import Network
 from emnist_jax.training.run import network
-from test_main import ROOT, run
+from processes import ROOT, run
 
 # What is not run, and why.
 NOT_RUN = {

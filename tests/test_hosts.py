@@ -8,17 +8,19 @@ import signal
 import socket
 import subprocess
 from pathlib import Path
+from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 import yaml
 from absl import flags
 
 import emnist_jax.main  # noqa: F401  defines the flags
-from emnist_jax.errors import Stopped
+from emnist_jax.errors import Stopped, UserError
 from emnist_jax.training import hosts
 from processes import MAIN, ROOT, TINY, Process, Processes, free_port, result_of, wait_for
-from test_loop import damage, numbers_of, parameters_of
+from shared import damage, numbers_of, parameters_of
 
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
@@ -105,7 +107,23 @@ def processes(tmp_path):
         yield processes
 
 
-@pytest.mark.parametrize("platform", ["nonesuch", "cuda"])
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            RuntimeError("Unable to initialize backend 'nonesuch'\nmore lines"),
+            "Unable to initialize backend 'nonesuch'",
+        ),
+        (AssertionError(), "none for JAX_PLATFORMS=cpu"),
+    ],
+)
+def test_a_missing_device_is_said_in_one_line(monkeypatch, error, reason):
+    monkeypatch.setattr(jax, "devices", mock.Mock(side_effect=error))
+    with pytest.raises(UserError, match=f"^JAX finds no device: {reason}$"):
+        hosts.check_devices()
+
+
+@pytest.mark.parametrize("platform", [pytest.param("nonesuch", marks=pytest.mark.slow), "cuda"])
 def test_a_missing_device_ends_with_one_line_and_code_2(processes, platform):
     if platform == "cuda" and list(Path("/dev").glob("nvidia*")):
         pytest.skip("there is a GPU")
@@ -114,6 +132,21 @@ def test_a_missing_device_ends_with_one_line_and_code_2(processes, platform):
     assert re.fullmatch(f"error: JAX finds no device: .*{platform}.*\n", process.output)
 
 
+def test_a_taken_port_is_named():
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"cannot listen at port {port} .*Address already in use"):
+            hosts.join(f"localhost:{port}", 2, 0)
+
+
+@pytest.mark.parametrize("address", ["localhost:99999", "localhost", ":8476", "localhost:x"])
+def test_what_is_no_address_is_none(address):
+    assert not hosts.is_address(address) and hosts.is_address("localhost:8476")
+
+
+@pytest.mark.slow
 def test_a_taken_port_ends_with_code_2(processes):
     with socket.socket(socket.AF_INET6) as taken:
         taken.bind(("::", 0))

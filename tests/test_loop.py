@@ -1,58 +1,17 @@
 """Whole runs in this process: what they write, how they go on after a stop, and what they carry over."""
 
 import json
-import warnings
-from pathlib import Path
+import logging
+import shutil
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from emnist_jax import config as config_lib
 from emnist_jax.errors import UserError
-from emnist_jax.training import checkpoints, evaluation, loop
-
-
-def make_config(**changes):
-    config = config_lib.base()
-    config.dataset.name = "synthetic/digits"
-    config.dataset.train_per_class = 20
-    config.dataset.test_per_class = 5
-    config.model.name = "mnist_gap_v3"
-    config.model.initializer = "keras"
-    config.augmentation.max_rotation_degrees = 5.0
-    config.optimizer.learning_rate = 0.02
-    config.schedule.name = "plateau"
-    config.schedule.patience_epochs = 1
-    config.schedule.min_delta = 10.0  # nothing counts as better
-    config.schedule.factor = 0.5
-    config.training.batch_size = 16
-    config.training.epochs = 3.0
-    config.training.ema_decay = 0.9
-    config.training.steps_per_call = 4
-    config.evaluation.batch_size = 40
-    config.update_from_flattened_dict(changes)
-    return config
-
-
-def numbers_of(result: dict) -> dict:
-    """Returns what must not depend on the clock."""
-    return {key: result[key] for key in ("test", "validation", "epochs", "step", "parameters")}
-
-
-def parameters_of(workdir: Path, step: int) -> np.ndarray:
-    """Returns all parameters of a checkpoint, flat."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # orbax' advice to name the devices: any will do here
-        state = ocp.PyTreeCheckpointer().restore(workdir / f"checkpoints/{step}/state")
-    return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(state["params"])])
-
-
-def scalars_of(workdir: Path, tag: str) -> list[tuple[int, float]]:
-    """Returns step and value of each point of a TensorBoard curve."""
-    return [(event.step, event.value) for event in EventAccumulator(str(workdir)).Reload().Scalars(tag)]
+from emnist_jax.training import checkpoints, evaluation, loop, weights
+from shared import damage, fake_validation, make_config, numbers_of, parameters_of, scalars_of
 
 
 def test_a_run_writes_what_it_found(finished):
@@ -105,43 +64,25 @@ def stop_after(monkeypatch, epochs: int):
     monkeypatch.setattr(checkpoints.Checkpoints, "save", save_and_stop)
 
 
-def fake_validation(monkeypatch, accuracies: list[float]):
-    """Makes validation find these top-1 accuracies, epoch by epoch; the test set is measured as it is."""
-    measure, left = evaluation.measure, list(accuracies)
-
-    def measure_or_fake(logits, labels):
-        measured = measure(logits, labels)
-        return {**measured, "top1": left.pop(0)} if len(labels) == 40 else measured
-
-    monkeypatch.setattr(evaluation, "measure", measure_or_fake)
-
-
-def damage(checkpoint: Path):
-    """Cuts every file of a checkpoint in half."""
-    for path in checkpoint.rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
 @pytest.mark.parametrize("stopped_after", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_the_best_epoch_is_tested_also_after_a_stop(tmp_path, monkeypatch, stopped_after):
-    config = make_config(**{"training.epochs": 6.0})
-    accuracies = [0.1, 0.9, 0.2, 0.3, 0.4, 0.5]
+    config = make_config(**{"training.epochs": 5.0})
+    accuracies = [0.1, 0.9, 0.2, 0.3, 0.4]
     if stopped_after:
-        fake_validation(monkeypatch, accuracies)
+        fake_validation(monkeypatch, "top1", accuracies)
         stop_after(monkeypatch, stopped_after)
         with pytest.raises(KeyboardInterrupt):
             loop.train_and_evaluate(config, tmp_path)
         monkeypatch.undo()
-    fake_validation(monkeypatch, accuracies[stopped_after:])
+    fake_validation(monkeypatch, "top1", accuracies[stopped_after:])
     result = loop.train_and_evaluate(config, tmp_path)
-    assert (result["step"], result["epochs"]) == (20, 6)
+    assert (result["step"], result["epochs"]) == (20, 5)
     assert result["validation"]["top1"] == 0.9
-    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [20, 50, 60]
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [20, 40, 50]
 
 
 def test_a_damaged_best_checkpoint_gives_way_to_the_next_best(tmp_path, monkeypatch):
-    fake_validation(monkeypatch, [0.9, 0.2, 0.1])
+    fake_validation(monkeypatch, "top1", [0.9, 0.2, 0.1])
     stop_after(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
         loop.train_and_evaluate(make_config(), tmp_path)
@@ -152,23 +93,22 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_next_best(tmp_path, monkeypa
 
 def test_a_damaged_newest_checkpoint_falls_back(finished, tmp_path):
     workdir, result = finished
-    loop.train_and_evaluate(make_config(), tmp_path)
-    (tmp_path / "result.json").unlink()
-    damage(tmp_path / "checkpoints/30")
-    again = loop.train_and_evaluate(make_config(), tmp_path)
-    log = (tmp_path / "log.txt").read_text()
+    again_in = shutil.copytree(workdir, tmp_path / "run")
+    (again_in / "result.json").unlink()
+    damage(again_in / "checkpoints/30")
+    again = loop.train_and_evaluate(make_config(), again_in)
+    log = (again_in / "log.txt").read_text()
     assert "checkpoint 30" in log and "cannot be read" in log and "resumed at step 20" in log
     assert numbers_of(again) == numbers_of(result)
-    np.testing.assert_array_equal(parameters_of(tmp_path, 30), parameters_of(workdir, 30))
+    np.testing.assert_array_equal(parameters_of(again_in, 30), parameters_of(workdir, 30))
 
 
-def test_early_stopping(tmp_path):
-    config = make_config(**{"training.early_stopping_epochs": 1, "optimizer.learning_rate": 1e-30})
-    config.schedule.name = "constant"
-    config.training.ema_decay = 0.0
-    config.model.batch_norm_momentum = 1.0  # so that nothing changes between epochs
+def test_early_stopping_ends_a_run_whose_validation_loss_does_not_fall(tmp_path, monkeypatch):
+    fake_validation(monkeypatch, "loss", [1.0, 0.9, 0.95, 0.92])
+    config = make_config(**{"training.early_stopping_epochs": 2, "training.epochs": 5.0})
     result = loop.train_and_evaluate(config, tmp_path)
-    assert result["epochs"] == 2
+    assert [epoch["validation"]["loss"] for epoch in result["history"]] == [1.0, 0.9, 0.95, 0.92]
+    assert result["epochs"] == 4
     assert "early stopping" in (tmp_path / "log.txt").read_text()
 
 
@@ -178,29 +118,51 @@ def test_steps_override_epochs_and_the_last_epoch_may_be_short(tmp_path):
     assert (result["step"], result["epochs"]) == (13, 1.3)
 
 
-def test_transfer_takes_the_tested_parameters_and_a_new_head(finished, tmp_path):
+def test_transfer_begins_with_the_tested_network(finished, tmp_path):
     workdir, result = finished
-    config = make_config(**{"init_from": str(workdir), "training.steps": 1, "optimizer.learning_rate": 1e-30})
-    config.training.ema_decay = 0.0
-    config.model.batch_norm_momentum = 1.0
-    same = loop.train_and_evaluate(config, tmp_path / "same")
-    assert same["test"]["top1"] == result["test"]["top1"]
+    config = make_config(**{"init_from": str(workdir), "training.steps": 1})
+    again = loop.train_and_evaluate(config, tmp_path)
+    assert f"params and batch_stats come from {workdir}" in (tmp_path / "log.txt").read_text()
+    assert again["step"] == 1
 
-    config.dataset.name = "synthetic/letters"
-    loop.train_and_evaluate(config, tmp_path / "letters")
-    assert "keeps its initial weights" in (tmp_path / "letters/log.txt").read_text()
-    config.model.name = "mnist_gap_v2"
-    with pytest.raises(UserError, match="another network"):
-        loop.train_and_evaluate(config, tmp_path / "other")
-    config.init_from = str(tmp_path / "nowhere")
+    run = loop.build(config)
+    variables, test = run.initial_state().variables, run.dataset.test
+    evaluator = evaluation.Evaluator(run.model, run.config, run.mesh, variables, (28, 28), len(test.labels))
+    measured = evaluation.measure(evaluator.logits(variables, evaluator.batches(test.images), 50), test.labels)
+    assert measured == pytest.approx(result["test"], rel=1e-5)
+
+
+def test_transfer_to_other_classes_keeps_the_new_head(finished, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("emnist_jax"), "propagate", True)
+    caplog.set_level("INFO", "emnist_jax")
+    workdir, result = finished
+    ours = abstract_variables(**{"dataset.name": "synthetic/letters"})
+    params, batch_stats = weights.initial_weights(str(workdir), **ours)
+    assert "keeps its initial weights" in caplog.text
+    same, _ = weights.initial_weights(str(workdir), **abstract_variables())
+    assert params["head"] == ours["params"]["head"]
+    jax.tree.map(np.testing.assert_array_equal, {**params, "head": same["head"]}, same)
+    assert batch_stats.keys() == ours["batch_stats"].keys()
+
+
+def test_a_failed_transfer_is_one_error_and_leaves_the_workdir_as_it_was(finished, tmp_path):
+    config = make_config(init_from=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="no finished run"):
         loop.train_and_evaluate(config, tmp_path / "missing")
     # A start that failed leaves the workdir to the corrected command.
     assert not (tmp_path / "missing/config.json").exists()
-    damage(tmp_path / "same/checkpoints")
-    config.init_from = str(tmp_path / "same")
+    with pytest.raises(UserError, match="another network"):
+        weights.initial_weights(str(finished[0]), **abstract_variables(**{"model.name": "mnist_gap_v2"}))
+    damaged = shutil.copytree(finished[0], tmp_path / "damaged")
+    damage(damaged / "checkpoints")
     with pytest.raises(UserError, match="cannot be read"):
-        loop.train_and_evaluate(config, tmp_path / "missing")
+        weights.initial_weights(str(damaged), **abstract_variables())
+
+
+def abstract_variables(**changes) -> dict:
+    """Returns the shapes of a network's parameters and running statistics."""
+    state = loop.build(make_config(**changes)).abstract_state
+    return {"params": state.params, "batch_stats": state.batch_stats}
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,7 @@
 import importlib.util
 import itertools
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -15,9 +11,7 @@ from emnist_jax import config as config_lib
 from emnist_jax import models
 from emnist_jax.config import flatten
 from emnist_jax.errors import UserError
-
-ROOT = Path(__file__).parent.parent
-QUICK = "mnist_onecycle.py"
+from processes import ROOT, run
 
 
 def module(name: str):
@@ -33,10 +27,11 @@ def load(name: str, *variant: str):
 
 CANDIDATES = module("candidates.py").NETWORKS
 CONFIGS = sorted({path.name for path in (ROOT / "configs").glob("*.py")} - {"candidates.py"})
-ONE_STEP = [QUICK] + [
+# In the default tests, test_stops.py has the one program that trains to its end.
+ONE_STEP = [
     pytest.param(name, marks=pytest.mark.slow)
     for name in (
-        *(name for name in CONFIGS if name != QUICK),
+        *CONFIGS,
         *(f"candidates.py:{network}{recipe}" for network in CANDIDATES for recipe in ("", ",fixed")),
         *(f"densenet.py:{layers}" for layers in module("densenet.py").LAYERS),
         *(f"densenet.py:{variant}" for variant in ("dropout_4", "aug_5", "pretrain_2", "fixed")),
@@ -45,18 +40,6 @@ ONE_STEP = [QUICK] + [
         *(f"mnist_gap.py:v{i}" for i in range(1, 5)),
     )
 ]
-
-
-def run(program: str, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", f"emnist_jax.{program}", *arguments],
-        cwd=ROOT,
-        # Compiling is nearly all of the time.
-        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
 
 
 @pytest.mark.parametrize("name", ONE_STEP)
@@ -156,9 +139,17 @@ def test_the_variants_of_the_densenet():
         (("--config=configs/candidates.py",), "unknown network ''; known: dpn, efficientnet_b1, mobilenet, "),
         (("--config=configs/quickstart.py", "--config.training.epocs=3"), "did you mean 'epochs'?"),
         (("--config=configs/quickstart.py", "--config.training.epochs=x"), "could not convert"),
-        (("--config=configs/quickstart.py", "--config.model.name=densnet"), "did you mean 'densenet'?"),
+        pytest.param(
+            ("--config=configs/quickstart.py", "--config.model.name=densnet"),
+            "did you mean 'densenet'?",
+            marks=pytest.mark.slow,
+        ),
         (("--config=configs/quickstart.py", "--confg=x"), "Did you mean: config"),
-        (("--config=configs/quickstart.py", "--coordinator_address=localhost:99999"), "not HOST:PORT"),
+        pytest.param(
+            ("--config=configs/quickstart.py", "--coordinator_address=localhost:99999"),
+            "not HOST:PORT",
+            marks=pytest.mark.slow,
+        ),
         (
             ("--config=configs/quickstart.py", "--distributed", "--coordinator_address=localhost:8476"),
             "Pass --coordinator_address",
@@ -231,5 +222,5 @@ def test_every_key_of_the_base_config_is_read():
     source = "".join(path.read_text() for path in (ROOT / "emnist_jax").rglob("*.py") if path.name != "config.py")
     keys = {key.rpartition(".")[2] for key in flatten(config_lib.base().to_dict())}
     places = set(config_lib.base().model.dropout)
-    assert {key for key in keys if not re.search(rf"\b(config|c)\.(\w+\.)*{key}\b", source)} <= places
+    assert {key for key in keys if not re.search(rf"\b(config|c|schedule)\.(\w+\.)*{key}\b", source)} <= places
     assert all(f"{place}_dropout" in source for place in places)

@@ -71,7 +71,7 @@ def test_a_file_that_keras_wrote_is_loaded(tmp_path):
     reference = applications.MobileNet(weights=None, input_shape=model.input_shape, classes=CLASSES)
     reference.save(tmp_path / "mobilenet.h5")
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
-    params, _ = weights.transfer(f"keras:{tmp_path / 'mobilenet.h5'}", shapes["params"], shapes["batch_stats"])
+    params, _ = weights.initial_weights(f"keras:{tmp_path / 'mobilenet.h5'}", shapes["params"], shapes["batch_stats"])
     for layer, weight in (("conv_dw_3", "kernel"), ("conv_preds", "kernel"), ("conv_pw_13_bn", "gamma")):
         expected = {v.name: np.asarray(v.value) for v in reference.get_layer(layer).variables}[weight]
         ours = params[{"conv_preds": "head"}.get(layer, layer)][{"gamma": "scale"}.get(weight, weight)]

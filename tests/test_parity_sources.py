@@ -51,6 +51,7 @@ def lenet5(keras, activation: str, head):
     )
 
 
+@pytest.mark.parity
 def test_lenet5(keras):
     model, images, labels = ours("lenet5", 47)
     with float64():

@@ -28,8 +28,16 @@ from emnist_jax.errors import Stopped, UserError
 from emnist_jax.training import checkpoints, evaluation, loop, train_step
 from emnist_jax.training.record import Record
 from emnist_jax.training.signals import SIGNALS, StopRequest
-from test_datasets import example_files, write
-from test_loop import damage, make_config, numbers_of, parameters_of, scalars_of
+from shared import (
+    damage,
+    example_files,
+    fake_validation,
+    make_config,
+    numbers_of,
+    parameters_of,
+    scalars_of,
+    write_files,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -247,7 +255,7 @@ def test_a_second_process_on_a_workdir_is_refused(tmp_path):
 
 def test_images_that_vanish_or_change_between_two_starts_are_noticed(tmp_path, monkeypatch):
     files, _ = example_files("mnist", num_train=200, num_test=50)
-    write(tmp_path / "data", files)
+    write_files(tmp_path / "data", files)
     config = make_config(**{"dataset.name": "mnist", "dataset.data_dir": str(tmp_path / "data")})
     config.dataset.train_per_class = config.dataset.test_per_class = None
     config.dataset.validation_examples = 40
@@ -257,13 +265,13 @@ def test_images_that_vanish_or_change_between_two_starts_are_noticed(tmp_path, m
     monkeypatch.undo()
 
     images = "t10k-images-idx3-ubyte"
-    write(tmp_path / "data", {images: files[images][:-1] + b"\x99"})
+    write_files(tmp_path / "data", {images: files[images][:-1] + b"\x99"})
     with pytest.raises(UserError, match="was trained on other images"):
         loop.train_and_evaluate(config, tmp_path / "run")
     shutil.rmtree(tmp_path / "data")
     with pytest.raises(UserError, match="data is no folder"):
         loop.train_and_evaluate(config, tmp_path / "run")
-    write(tmp_path / "data", files)
+    write_files(tmp_path / "data", files)
     assert loop.train_and_evaluate(config, tmp_path / "run")["step"] in (10, 20, 30)
     assert "resumed at step 8" in (tmp_path / "run/log.txt").read_text()
 
@@ -272,6 +280,33 @@ def diverging_config(**changes):
     """Returns a config whose learning rate rises to what no network bears."""
     changes = {"optimizer.learning_rate": 1e9, "schedule.name": "cosine", "schedule.warmup_epochs": 2.0, **changes}
     return make_config(**changes)
+
+
+@pytest.fixture
+def faults():
+    """Makes the updates of two steps infinite unless the learning rate is low enough; returns the scale of each call.
+
+    `make_config` trains an epoch in calls of 4, 4 and 2 steps.
+    """
+    highest_scales = {4: 0.5, 18: 0.125}
+    compile_all, scales = loop.Training.compile, []
+
+    def compile_and_spoil(self):
+        compile_all(self)
+        train_steps = self.train_steps
+
+        def spoilt(state, images, labels, order, key, scale, count):
+            scales.append(float(scale))
+            if scale > highest_scales.get(int(state.step), np.inf):
+                scale = np.float32(np.inf)
+            return train_steps(state, images, labels, order, key, scale, count)
+
+        self.train_steps = spoilt
+
+    # Not the tests' own patch, which some undo.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Training, "compile", compile_and_spoil)
+        yield scales
 
 
 def test_a_loss_that_is_not_finite_stops_with_all_to_look_into_it(tmp_path):
@@ -290,42 +325,30 @@ def test_a_loss_that_is_not_finite_stops_with_all_to_look_into_it(tmp_path):
     np.testing.assert_array_equal(train.labels[saved["rows"]], saved["labels"])
 
 
-def test_a_rollback_goes_on_from_the_epoch_before_with_a_lower_learning_rate(tmp_path):
-    config = diverging_config(**{"on_nan": "rollback", "optimizer.learning_rate": 200.0})
-    result = loop.train_and_evaluate(config, tmp_path)
-    rollbacks, history = result["rollbacks"], result["history"]
-    assert [rollback["learning_rate_scale"] for rollback in rollbacks] == [
-        2.0**-i for i in range(1, len(rollbacks) + 1)
+def test_a_rollback_goes_on_from_the_epoch_before_with_a_lower_learning_rate(tmp_path, faults):
+    result = loop.train_and_evaluate(make_config(on_nan="rollback"), tmp_path)
+    assert result["rollbacks"] == [
+        {"step": 4, "to_step": 0, "learning_rate_scale": 0.5},
+        {"step": 18, "to_step": 10, "learning_rate_scale": 0.25},
+        {"step": 18, "to_step": 10, "learning_rate_scale": 0.125},
     ]
-    assert {rollback["to_step"] for rollback in rollbacks} == {0, 10}
-    assert all(0 < rollback["step"] - rollback["to_step"] < 10 for rollback in rollbacks)
-    assert [epoch["step"] for epoch in history] == [10, 20, 30]
-    # The warm-up adds 10 a step.
-    last_scales = {rollback["to_step"]: rollback["learning_rate_scale"] for rollback in rollbacks}
-    assert history[0]["learning_rate"] == pytest.approx(90 * last_scales[0])
-    assert history[1]["learning_rate"] == pytest.approx(190 * last_scales[10])
-
-
-def fake_validation_loss(monkeypatch, losses: list[float]):
-    """Makes validation find these losses, epoch by epoch; the test set is measured as it is."""
-    measure = evaluation.measure
-
-    def measure_or_fake(logits, labels):
-        measured = measure(logits, labels)
-        return {**measured, "loss": losses.pop(0)} if len(labels) == 40 else measured
-
-    monkeypatch.setattr(evaluation, "measure", measure_or_fake)
+    # The plateau halves the learning rate of the third epoch.
+    assert faults == [1, 1, *[0.5] * 3, *[0.5] * 3, *[0.25] * 3, *[0.125] * 3, *[0.0625] * 3]
+    assert [epoch["step"] for epoch in result["history"]] == [10, 20, 30]
+    rates = [epoch["learning_rate"] for epoch in result["history"]]
+    assert rates == pytest.approx([0.02 / 2, 0.02 / 8, 0.02 / 16])
+    assert scalars_of(tmp_path, "learning_rate") == list(zip((10, 20, 30), map(pytest.approx, rates), strict=True))
 
 
 def test_a_validation_loss_that_is_not_finite_stops_and_stops_again(tmp_path, monkeypatch):
-    fake_validation_loss(monkeypatch, [1.0, np.inf, np.nan])
+    fake_validation(monkeypatch, "loss", [1.0, np.inf, np.nan])
     for _ in range(2):
         with pytest.raises(UserError, match="the validation loss of step 20 .* is not finite; checkpoint 20 holds"):
             loop.train_and_evaluate(make_config(), tmp_path)
 
 
 def test_a_validation_loss_that_is_not_finite_rolls_back(tmp_path, monkeypatch):
-    fake_validation_loss(monkeypatch, [1.0, np.nan, 0.9, 0.8])
+    fake_validation(monkeypatch, "loss", [1.0, np.nan, 0.9, 0.8])
     result = loop.train_and_evaluate(make_config(on_nan="rollback"), tmp_path)
     assert result["rollbacks"] == [{"step": 20, "to_step": 10, "learning_rate_scale": 0.5}]
     assert [epoch["validation"]["loss"] for epoch in result["history"]] == [1.0, 0.9, 0.8]
@@ -341,15 +364,16 @@ def test_a_test_loss_that_is_not_finite_is_no_result(finished, tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_a_stop_after_a_rollback_changes_nothing(tmp_path, monkeypatch):
-    config = diverging_config(**{"on_nan": "rollback", "optimizer.learning_rate": 200.0})
+@pytest.mark.parametrize(("calls", "step"), [(8, 10), (13, 18)], ids=["while it rolls back", "after all rollbacks"])
+def test_a_stop_after_a_rollback_changes_nothing(tmp_path, monkeypatch, faults, calls, step):
+    config = make_config(on_nan="rollback")
     whole = loop.train_and_evaluate(config, tmp_path / "whole")
-    signal_after(monkeypatch, len(whole["rollbacks"]) + 5, signal.SIGTERM)
-    with pytest.raises(Stopped):
+    signal_after(monkeypatch, calls, signal.SIGTERM)
+    with pytest.raises(Stopped, match=f"at step {step} of 30"):
         loop.train_and_evaluate(config, tmp_path / "stopped")
     monkeypatch.undo()
     again = loop.train_and_evaluate(config, tmp_path / "stopped")
-    assert again["rollbacks"] == whole["rollbacks"]
+    assert again["rollbacks"] == whole["rollbacks"] and len(whole["rollbacks"]) == 3
     assert_same_run(tmp_path / "stopped", again, tmp_path / "whole", whole)
 
 
@@ -372,11 +396,15 @@ PROGRAM = (
 )
 
 
-def start(workdir: Path, *flags: str, **environment) -> subprocess.Popen:
+# A signal after the first epoch comes long before the end.
+STEPWISE = ("--config.training.epochs=4", "--config.training.steps_per_call=1")
+
+
+def start(workdir: Path, *flags: str) -> subprocess.Popen:
     return subprocess.Popen(
         [*PROGRAM, f"--workdir={workdir}", *flags],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": "", **environment},
+        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -407,13 +435,21 @@ def is_saving(workdir: Path) -> bool:
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGINT, signal.SIGHUP))]
 )
-def test_the_program_ends_with_code_75_and_one_line(tmp_path, number):
-    process = start(tmp_path, "--config.training.epochs=1000")
+def test_a_signal_ends_the_program_with_code_75_and_one_line_and_the_same_command_resumes(tmp_path, number):
+    process = start(tmp_path, *STEPWISE)
     wait_for(lambda: epochs_in(tmp_path), process)
     process.send_signal(number)
     code, _, stderr = finish(process)
     assert code == 75
-    assert re.fullmatch(rf"stopped by {number.name} at step [\d,]+ of 16,000; the same command resumes\n", stderr)
+    stopped = re.fullmatch(rf"stopped by {number.name} at step ([\d,]+) of 64; the same command resumes\n", stderr)
+    assert stopped
+
+    code, stdout, stderr = finish(start(tmp_path, *STEPWISE))
+    assert (code, stderr) == (0, "")
+    assert f"resumed at step {stopped[1]} of 64" in stdout
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["epochs"], result["test"]["examples"]) == (4, 50)
+    assert f"{result['parameters']:,}" in stdout and f"tensorboard --logdir {tmp_path}" in stdout
 
 
 def start_on_terminal(workdir: Path, *prefix: str) -> tuple[subprocess.Popen, int]:

@@ -15,7 +15,7 @@ from emnist_jax.config import row, validate
 from emnist_jax.errors import UserError
 from emnist_jax.reporting import tables
 from emnist_jax.training import loop
-from test_loop import make_config
+from shared import make_config
 
 ROOT = Path(__file__).parent.parent
 SWEEP = """

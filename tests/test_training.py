@@ -1,5 +1,7 @@
 """The compiled step: the same on any number of devices, and equal to what optax and flax say."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-import test_loop
+import shared
 from emnist_jax import config as config_lib
 from emnist_jax.models import plain
 from emnist_jax.training import evaluation, optimizers, train_step
@@ -55,8 +57,8 @@ def images_and_labels(examples=64):
     return rng.integers(0, 256, (examples, 28, 28), np.uint8), rng.integers(0, 10, examples).astype(np.int32)
 
 
-def train(config, devices: int, steps: int = 5, calls=None):
-    """Returns the state after some steps, done in calls of the given sizes."""
+def course(config, devices: int, calls) -> list:
+    """Returns the initial state, and the state after each of the calls of so many steps."""
     mesh = mesh_of(devices)
     model = make_model(config)
     optimizer, _ = optimizers.make_optimizer(config, 8, 4)
@@ -64,10 +66,17 @@ def train(config, devices: int, steps: int = 5, calls=None):
     images, labels = images_and_labels()
     epoch_order = train_step.make_epoch_order(len(images), config.training.batch_size, mesh)
     train_steps = train_step.make_train_steps(model, optimizer, config, mesh)
-    for count in calls or (steps,):
+    states = [jax.tree.map(np.array, state)]  # copies, for the next call takes the buffers
+    for count in calls:
         order = epoch_order(jax.random.key(1), state.step // 4)
         state = train_steps(state, images, labels, order, jax.random.key(2), 1.0, count)
-    return jax.device_get(state)
+        states.append(jax.tree.map(np.array, state))
+    return states
+
+
+def train(config, devices: int, steps: int = 5, calls=None):
+    """Returns the state after some steps, done in calls of the given sizes."""
+    return course(config, devices, calls or (steps,))[-1]
 
 
 def assert_trees_close(a, b, rtol=1e-4, atol=1e-5):
@@ -121,11 +130,23 @@ def test_gradients_without_batch_norm_synchronisation_are_the_mean_of_the_shards
     assert_trees_close((gradients, batch_stats), jax.device_get(expected))
 
 
+def assert_moving_average(config, states: list):
+    """Asserts that the moving averages follow parameters and running statistics, from one step to the next."""
+    for before, after in itertools.pairwise(states):
+        decay = float(train_step.ema_decay(config, before.step))
+        new = {"params": after.params, "batch_stats": after.batch_stats}
+        expected = jax.tree.map(lambda old, new, decay=decay: decay * old + (1 - decay) * new, before.ema, new)
+        assert_trees_close(after.ema, expected, 1e-5, 1e-6)
+        assert after.variables is after.ema
+
+
 def test_calls_of_any_length_and_devices_of_any_number_train_the_same():
     config = make_config(**{"training.ema_decay": 0.9, "optimizer.name": "nesterov"})
     whole = train(config, devices=4, calls=(4, 2))
     assert whole.step == 6
-    assert_trees_close(train(config, devices=4, calls=(1, 3, 2)), whole, 0, 0)
+    one_by_one = course(config, devices=4, calls=[1] * 6)
+    assert_trees_close(one_by_one[-1], whole, 0, 0)
+    assert_moving_average(config, one_by_one)
     # Float tolerance grows over the steps of BatchNorm and a high learning rate.
     assert_trees_close(train(config, devices=1, calls=(4, 2)), whole, 1e-2, 2e-3)
 
@@ -167,9 +188,10 @@ def test_an_update_that_is_not_finite_is_not_taken():
     assert_trees_close(after.params, before.params, 0, 0)
 
 
+@pytest.mark.slow
 def test_the_moving_average_reads_as_well_as_the_network_that_it_follows():
     changes = {"training.ema_decay": 0.995, "training.batch_size": 32, "training.steps": 120}
-    run = build(test_loop.make_config(**changes, **{"dataset.train_per_class": 100, "optimizer.learning_rate": 0.1}))
+    run = build(shared.make_config(**changes, **{"dataset.train_per_class": 100, "optimizer.learning_rate": 0.1}))
     train, test = run.dataset.train, run.dataset.test
     order = train_step.make_epoch_order(len(train.labels), 32, run.mesh)
     train_steps = train_step.make_train_steps(run.model, run.optimizer, run.config, run.mesh)

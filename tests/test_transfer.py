@@ -11,7 +11,7 @@ import pytest
 
 from emnist_jax.datasets import Split, duplicates
 from emnist_jax.training import loop, run, weights
-from test_loop import make_config
+from shared import make_config
 
 ROOT = Path(__file__).parent.parent
 CHANGES = {"training.steps": 1, "transfer.target": "synthetic/digits"}

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 from emnist_jax import models
 from emnist_jax.errors import UserError
 from emnist_jax.training import weights
+from shared import write_h5
 
 
 def initial(name: str, classes: int = 47) -> tuple[dict, dict]:
@@ -24,18 +25,6 @@ def random(shapes: dict, seed: int) -> dict:
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
 
 
-def write_h5(path, layers: dict, group: str | None = None) -> None:
-    """Writes what Keras 2 and `keras.applications` call weights in HDF5 format."""
-    with h5py.File(path, "w") as file:
-        root = file.create_group(group) if group else file
-        root.attrs["layer_names"] = [layer.encode() for layer in layers]
-        for layer, variables in layers.items():
-            names = {f"{layer}/{name}:0": array for name, array in variables.items()}
-            root.create_group(layer).attrs["weight_names"] = [name.encode() for name in names]
-            for name, array in names.items():
-                root[layer][name] = array
-
-
 def keras_layers(params: dict, head: str = "predictions") -> dict:
     """LeNet-5 as a Keras file has it."""
     return {"input_1": {}, **{head if layer == "head" else layer: arrays for layer, arrays in params.items()}}
@@ -46,7 +35,7 @@ def test_a_keras_file_is_loaded(tmp_path, group):
     shapes, _ = initial("lenet5")
     params = random(shapes, 0)
     write_h5(tmp_path / "weights.h5", keras_layers(params), group)
-    loaded, batch_stats = weights.transfer(f"keras:{tmp_path / 'weights.h5'}", shapes, {})
+    loaded, batch_stats = weights.initial_weights(f"keras:{tmp_path / 'weights.h5'}", shapes, {})
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     assert batch_stats == {}
 
@@ -59,7 +48,7 @@ def test_the_head_of_other_classes_stays_ours(tmp_path, without_head):
         del layers["predictions"]
     write_h5(tmp_path / "weights.h5", layers)
     ours = random(initial("lenet5")[0], 1)
-    loaded, _ = weights.transfer(f"keras:{tmp_path / 'weights.h5'}", ours, {})
+    loaded, _ = weights.initial_weights(f"keras:{tmp_path / 'weights.h5'}", ours, {})
     jax.tree.map(np.testing.assert_array_equal, loaded, params | {"head": ours["head"]})
 
 
@@ -75,7 +64,7 @@ def test_a_pytorch_file_is_loaded(tmp_path):
             state |= {f"{layer}.running_mean": stats[layer]["mean"], f"{layer}.running_var": stats[layer]["var"]}
             state[f"{layer}.num_batches_tracked"] = np.array(3)
     save_file(state, tmp_path / "weights.safetensors")
-    loaded = weights.transfer(f"pytorch:{tmp_path / 'weights.safetensors'}", shapes, stats_shapes)
+    loaded = weights.initial_weights(f"pytorch:{tmp_path / 'weights.safetensors'}", shapes, stats_shapes)
     jax.tree.map(np.testing.assert_array_equal, loaded, (params, stats))
 
 
@@ -107,7 +96,7 @@ def test_what_does_not_fit_is_one_clear_error(tmp_path):
 
     def message(source):
         with pytest.raises(UserError) as error:
-            weights.transfer(source, shapes, {})
+            weights.initial_weights(source, shapes, {})
         assert "\n" not in str(error.value)
         return str(error.value)
 

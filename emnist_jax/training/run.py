@@ -80,7 +80,7 @@ class Run:
         """Returns the state at step 0, with the weights that `init_from` names."""
         state = self.create_state(jax.random.key(self.config.seed))
         if self.config.init_from:
-            params, batch_stats = weights.transfer(self.config.init_from, state.params, state.batch_stats)
+            params, batch_stats = weights.initial_weights(self.config.init_from, state.params, state.batch_stats)
             weights.check_same_network(self.config, self.model)
             variables = {"params": params, "batch_stats": batch_stats}
             # Copied twice: the state's buffers are donated, and one buffer cannot be donated twice.

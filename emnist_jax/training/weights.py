@@ -53,7 +53,7 @@ _FREE_FIELDS = {
 }
 
 
-def transfer(source: str, params, batch_stats) -> tuple[Any, Any]:
+def initial_weights(source: str, params, batch_stats) -> tuple[Any, Any]:
     """Loads weights into our network; its head stays if theirs is missing or has other classes.
 
     Args:
