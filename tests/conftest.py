@@ -1,6 +1,8 @@
 """What holds for every test: four virtual CPU devices, and nothing is compiled, traced or drawn twice without need."""
 
+import collections
 import copy
+import functools
 import os
 import shutil
 import sys
@@ -48,8 +50,12 @@ def built_once():
     """
     from emnist_jax.training import loop, train_step
 
+    class Kept(dict):
+        def clear(self) -> None:
+            """Keeps the programs of all configs."""
+
     build, compile_all = loop.build, loop.Training.compile
-    runs, compiled = {}, {}
+    runs, programs = {}, collections.defaultdict(Kept)
 
     def build_once(config):
         if not config.dataset.name.startswith("synthetic/"):
@@ -59,17 +65,9 @@ def built_once():
             runs[key] = build(copy.deepcopy(config))  # for a test may change it
         return runs[key]
 
-    def compile_once(training):
-        key = id(training.run)
-        if key in compiled:
-            run, attributes, seconds = compiled[key]
-            vars(training).update(attributes)
-            training.record.compile_seconds += seconds
-            return
-        before, seconds = set(vars(training)), training.record.compile_seconds
-        compile_all(training)
-        attributes = {name: value for name, value in vars(training).items() if name not in before}
-        compiled[key] = training.run, attributes, training.record.compile_seconds - seconds
+    @functools.wraps(compile_all)
+    def compile_once(training, _):
+        compile_all(training, programs[training.run.mesh])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "build", build_once)
