@@ -291,8 +291,8 @@ def faults():
     highest_scales = {4: 0.5, 18: 0.125}
     compile_all, scales = loop.Training.compile, []
 
-    def compile_and_spoil(self):
-        compile_all(self)
+    def compile_and_spoil(self, programs):
+        compile_all(self, programs)
         train_steps = self.train_steps
 
         def spoilt(state, images, labels, order, key, scale, count):

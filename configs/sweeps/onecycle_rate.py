@@ -2,7 +2,7 @@
 
     python -m emnist_jax.sweep --config=configs/sweeps/onecycle_rate.py
 
-Six epochs instead of 19, three seeds each. The rate with the highest mean validation top-1 is the config's default.
+Six epochs instead of 19: the rate with the highest mean validation top-1 is the config's default.
 """
 
 from emnist_jax.config import row, sweep
