@@ -201,7 +201,7 @@ def test_the_command_prints_the_counts_and_writes_them_as_json(tmp_path):
     ("arguments", "message"),
     [
         ([], "name the splits to audit, e.g. emnist/bymerge:train emnist/balanced:test"),
-        (["mnist:test", "--config=configs/quickstart.py"], "audit takes no --config"),
+        (["mnist:test", "--config=configs/quickstart.py"], "Unknown command line flag 'config'"),
         (["mnist:test", "--data_dir=/nowhere"], "--data_dir=/nowhere is no folder"),
         (["mnist:test", "--jsn=x"], "Unknown command line flag 'jsn'"),
         (["synthetic/digits:test", "--json=/nowhere/x.json"], "cannot write --json=/nowhere/x.json: No such file"),

@@ -214,7 +214,9 @@ def test_an_experiment_file_may_leave_keys_out(folder, experiment):
 
 @pytest.mark.parametrize("allocation", ["numpy.zeros(1 << 50)", "jax.numpy.zeros(1 << 46).block_until_ready()"])
 def test_running_out_of_memory_is_one_line(allocation):
-    program = f"import jax, numpy\nfrom emnist_jax import command_line\ncommand_line.run(lambda _: {allocation}, False)"
+    program = (
+        f"import jax, numpy\nfrom emnist_jax import command_line\ncommand_line.run(lambda _: {allocation}, 'optional')"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert done.stderr.startswith("error: out of memory") and "batch_size" in done.stderr

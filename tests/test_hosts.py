@@ -396,9 +396,8 @@ def test_the_exit_code_does_not_depend_on_where_the_message_goes(processes):
 
 @pytest.mark.slow
 def test_out_of_memory_is_no_lost_process(processes):
-    program = (
-        "import jax; from emnist_jax import command_line; command_line.run(lambda _: jax.numpy.zeros(2**46), False)"
-    )
+    run = "command_line.run(lambda _: jax.numpy.zeros(2**46), 'optional')"
+    program = f"import jax; from emnist_jax import command_line; {run}"
     process = processes.start(MAIN[0], "-c", program)
     assert process.code() == 2
     assert (
