@@ -49,12 +49,12 @@ def with_tables(text: str, rows: dict[str, list[dict]], results: dict[str, list[
             (name, tables.markdown(of_sweep, results)),
             (f"{name} headlines", tables.headlines(of_sweep, results, HEADLINES)),
         ):
-            begin, end = f"<!-- {marked}: python -m emnist_jax.results -->\n", f"\n<!-- end of {marked} -->"
+            begin, end = f"<!-- {marked}: python -m emnist_jax.results -->\n", f"<!-- end of {marked} -->"
             before, found, rest = text.partition(begin)
             if found:
                 if end not in rest:
-                    raise UserError(f"a page has no {end.strip()!r} after {begin.strip()!r}")
-                text = before + begin + table + end + rest.partition(end)[2]
+                    raise UserError(f"a page has no {end!r} after {begin.strip()!r}")
+                text = f"{before}{begin}{table}\n{end}{rest.partition(end)[2]}"
     return text
 
 

@@ -29,6 +29,10 @@ def read(folder: Path, pattern: str = "*/seed*.json") -> dict[str, list[dict]]:
     return results
 
 
+def _percent(reported: float | None) -> str:
+    return "–" if reported is None else f"{reported:.2f}"
+
+
 def mean_and_deviation(values: list[float]) -> str:
     """Formats fractions as percent: their mean, and if there are several, their standard deviation."""
     text = f"{100 * statistics.mean(values):.2f}"
@@ -48,7 +52,7 @@ def markdown(
         seeds.setdefault(row["name"], []).extend(row["seeds"])
     for row in {row["name"]: row for row in rows}.values():
         found, asked = results.get(row["name"]), len(seeds[row["name"]])
-        reported = " ".join(filter(None, (str(row["reported"] or "–"), row["remark"])))
+        reported = " ".join(filter(None, (_percent(row["reported"]), row["remark"])))
         if not found:
             state = f"not yet run: `python -m emnist_jax.main --config={row['config']}`"
             if row["name"] in (failures or {}):
@@ -75,7 +79,7 @@ def headlines(rows: list[dict], results: dict[str, list[dict]], count: int) -> s
         test = mean_and_deviation([result["test"]["top1"] for result in found])
         config = row["config"].removeprefix("configs/")
         lines.append(
-            f"| `{config}` | {found[0]['trainable_parameters']:,} | {len(found)} | {test} | {row['reported'] or '–'} |"
+            f"| `{config}` | {found[0]['trainable_parameters']:,} | {len(found)} | {test} | {_percent(row['reported'])} |"
         )
     return "\n".join(lines)
 
