@@ -78,9 +78,8 @@ def headlines(rows: list[dict], results: dict[str, list[dict]], count: int) -> s
         found = results[name]
         test = mean_and_deviation([result["test"]["top1"] for result in found])
         config = row["config"].removeprefix("configs/")
-        lines.append(
-            f"| `{config}` | {found[0]['trainable_parameters']:,} | {len(found)} | {test} | {_percent(row['reported'])} |"
-        )
+        parameters, reported = found[0]["trainable_parameters"], _percent(row["reported"])
+        lines.append(f"| `{config}` | {parameters:,} | {len(found)} | {test} | {reported} |")
     return "\n".join(lines)
 
 
