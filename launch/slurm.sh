@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on nodes of four GPUs, until it is done: sbatch [--nodes=2 --time=8:00:00 ...] launch/slurm.sh
 #   --config=configs/densenet.py [--config.KEY=VALUE ...] --workdir=FOLDER_THAT_ALL_NODES_SEE
-# What was stopped or lost a process it queues again, at most $MAX_RESTARTS (20) times.
+# A job that was stopped, or that lost a process, queues itself again, at most $MAX_RESTARTS (20) times.
 #SBATCH --job-name=emnist_jax
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=4
@@ -16,7 +16,7 @@ export JAX_PLATFORMS="${JAX_PLATFORMS:-cuda}"
 code=0
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 \
   python -m emnist_jax.main --distributed "$@" || code=$?
-# Stopped, aborted by JAX or killed. With a trap, scancel too would get here; nodes that fail are SLURM's to requeue.
+# Stopped, aborted by JAX, or killed. SLURM itself requeues jobs whose node fails. A trap would also catch scancel.
 case $code in
   75 | 134 | 137)
     if ((${SLURM_RESTART_COUNT:-0} < ${MAX_RESTARTS:-20})); then
