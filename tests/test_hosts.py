@@ -401,7 +401,7 @@ def test_out_of_memory_is_no_lost_process(processes):
     process = processes.start(MAIN[0], "-c", program)
     assert process.code() == 2
     assert (
-        process.output.startswith("error: out of memory (RESOURCE_EXHAUSTED")
+        process.output.startswith("error: out of memory (JaxRuntimeError: RESOURCE_EXHAUSTED")
         and "lower config.training.batch_size" in process.output
     )
 
