@@ -111,6 +111,7 @@ def base() -> ConfigDict:
             "steps": placeholder(int),  # instead of epochs
             "batch_size": 128,  # over all devices
             "label_smoothing": 0.0,
+            "balance_classes": False,  # True: a class is not predicted more often because it has more training images
             "ema_decay": 0.0,  # per step, of the network that is evaluated, less in the first steps; 0: no average
             "early_stopping_epochs": placeholder(int),  # epochs without a lower validation loss; None or 0: never
             "select": "best",  # parameters that are tested: "best" by validation top-1, or "last"

@@ -220,6 +220,33 @@ def test_the_setting_for_deterministic_gpus_compiles_and_changes_nothing_on_a_cp
     assert_trees_close(plain, deterministic, 0, 0)
 
 
+@pytest.mark.parametrize("balanced, ratio", [(False, 5.0), (True, 1.0)])
+def test_balanced_classes_are_not_predicted_more_often_for_being_frequent(balanced, ratio):
+    config = make_config(
+        **{
+            "training.balance_classes": balanced,
+            "training.batch_size": 64,
+            "augmentation.max_rotation_degrees": 0.0,
+            "augmentation.elastic_displacement_pixels": 0.0,
+            "model.dropout.convolution": 0.0,
+        }
+    )
+    model = make_model(config)
+    optimizer, _ = optimizers.make_optimizer(config, 200, 200)
+    state = train_step.make_initial_state(model, optimizer, config, mesh_of(1))(jax.random.key(0))
+    images = np.full((64, 28, 28), 255, np.uint8)  # they say nothing about the class
+    labels = np.repeat(np.arange(10), [40, 8, *[2] * 8]).astype(np.int32)
+    train_steps = train_step.make_train_steps(model, optimizer, config, mesh_of(1))
+    order = jnp.arange(64, dtype=jnp.int32)[None]
+    state = train_steps(state, images, labels, order, jax.random.key(2), 1.0, 200)
+    x = train_step.network_input(images[:1], config, model.input_shape)
+    logits, _ = make_model(config, None).apply(
+        {"params": state.params, "batch_stats": state.batch_stats}, x, train=True, mutable=["batch_stats"]
+    )
+    probabilities = jax.nn.softmax(logits[0])
+    assert probabilities[0] / probabilities[1] == pytest.approx(ratio, rel=0.05)
+
+
 def test_label_smoothing_is_in_the_loss():
     plain, smoothed = (train(make_config(**{"training.label_smoothing": x}), 1, steps=1) for x in (0.0, 0.5))
     assert plain.metrics.compute()["top1"] == smoothed.metrics.compute()["top1"]

@@ -141,7 +141,7 @@ def augmentation_keys(key: jax.Array, local_batch_size: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(local_batch_size))
 
 
-def loss_and_gradients(model: Network, config, state: TrainState, images, labels, key) -> tuple:
+def loss_and_gradients(model: Network, config, state: TrainState, images, labels, key, log_prior=0.0) -> tuple:
     """Computes the mean loss over the global batch; to be called inside `shard_map`.
 
     Args:
@@ -151,6 +151,7 @@ def loss_and_gradients(model: Network, config, state: TrainState, images, labels
       images: uint8 `[B / devices, H, W]`, this device's share.
       labels: int32 `[B / devices]`.
       key: Of this step.
+      log_prior: `[C]`, added to the logits in the loss alone.
 
     Returns:
       Gradients, new batch_stats and `Metrics`, all over the global batch.
@@ -167,7 +168,7 @@ def loss_and_gradients(model: Network, config, state: TrainState, images, labels
             rngs={"dropout": dropout_key},
         )
         targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), config.training.label_smoothing)
-        losses = optax.softmax_cross_entropy(logits, targets)
+        losses = optax.softmax_cross_entropy(logits + log_prior, targets)
         # The mean over devices belongs inside: shard_map sums the gradients of replicated parameters
         # by itself, so that a mean of gradients would come out too large by the number of devices.
         return lax.pmean(losses.mean(), AXIS), (logits, losses, updates.get("batch_stats", {}))
@@ -179,6 +180,15 @@ def loss_and_gradients(model: Network, config, state: TrainState, images, labels
     metrics = Metrics.from_logits(logits, labels, losses)
     metrics = metrics.replace(**{name: lax.psum(getattr(metrics, name), AXIS) for name in ("loss", "top1", "top5")})
     return gradients, batch_stats, metrics
+
+
+def log_class_frequencies(labels: jax.Array, num_classes: int) -> jax.Array:
+    """Returns the logarithm of each class' share of the labels, `[C]`; a class without any counts as one image.
+
+    The loss adds it to the logits if `training.balance_classes` (Menon et al., "Long-tail learning via logit
+    adjustment", https://arxiv.org/abs/2007.07314): the network's own logits then favour no class for being frequent.
+    """
+    return jnp.log(jnp.maximum(jnp.bincount(labels, length=num_classes), 1) / len(labels))
 
 
 def ema_decay(config, step: jax.Array) -> jax.Array:
@@ -203,10 +213,12 @@ def make_train_steps(model: Network, optimizer: optax.GradientTransformation, co
         out_specs=P(),
     )
     def train_steps(state, images, labels, order, key, scale, count):
+        log_prior = log_class_frequencies(labels, model.num_classes) if config.training.balance_classes else 0.0
+
         def step(_, state):
             rows = order[state.step % len(order)]
             gradients, batch_stats, metrics = loss_and_gradients(
-                model, config, state, images[rows], labels[rows], jax.random.fold_in(key, state.step)
+                model, config, state, images[rows], labels[rows], jax.random.fold_in(key, state.step), log_prior
             )
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, optax.tree.scale(scale, updates))
