@@ -37,6 +37,13 @@ def config_name() -> str:
     return experiment_name(config_flags.get_config_filename(flags.FLAGS["config"]))
 
 
+def define_network_flags() -> Callable[[], str]:
+    """Defines `--model` and `--workdir`, which name a trained network, and returns what gives its name."""
+    flags.DEFINE_string("model", "characters", "Trained network: its name, or a file that export wrote")
+    flags.DEFINE_string("workdir", None, "Folder of a finished run, instead of --model", allow_override=True)
+    return lambda: flags.FLAGS.workdir or flags.FLAGS.model
+
+
 def run(main: Callable, config: str | None = "required", positional: bool = False) -> None:
     """Parses the flags and calls `main(config, *arguments)`; a UserError or a wrong flag ends with one line and code 2.
 

@@ -1,0 +1,1 @@
+"""From pictures as people make them to answers: pictures, characters, a network with its weights."""

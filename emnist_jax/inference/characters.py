@@ -1,0 +1,272 @@
+"""Ink -> characters in reading order -> 28 x 28 images as the data sets have them.
+
+MNIST's images: the character in a box of 20 x 20 pixels, its centre of mass in the middle
+(http://yann.lecun.com/exdb/mnist). EMNIST's: blurred, cut out, centred in a square with a border of 2 pixels, and
+reduced with bicubic interpolation (Cohen et al. 2017, https://arxiv.org/abs/1702.05373, section II).
+"""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+from skimage import measure, morphology
+
+from emnist_jax.errors import UserError
+
+SIZE = 28
+STYLES = ("mnist", "emnist")
+
+
+@dataclasses.dataclass(frozen=True)
+class Character:
+    """A character of a picture.
+
+    Attributes:
+      image: As the network sees it, uint8 `[28, 28]`, white on black.
+      box: Where it is: top, left, bottom and right, in pixels of the picture.
+      line: Its line, from 0 on.
+      after_space: Whether a space comes before it.
+    """
+
+    image: np.ndarray
+    box: tuple[int, int, int, int]
+    line: int = 0
+    after_space: bool = False
+
+
+@dataclasses.dataclass
+class _Part:
+    """A connected piece of ink, or several that are one character."""
+
+    labels: list[int]
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    def merge(self, other: "_Part") -> "_Part":
+        return _Part(
+            self.labels + other.labels,
+            min(self.top, other.top),
+            min(self.left, other.left),
+            max(self.bottom, other.bottom),
+            max(self.right, other.right),
+        )
+
+
+def one_character(ink: np.ndarray, style: str) -> Character:
+    """Takes all ink of a picture as one character.
+
+    Args:
+      ink: float `[H, W]`, from `pictures.ink_of`.
+      style: "mnist" or "emnist".
+
+    Raises:
+      UserError: There is no ink.
+    """
+    labels, parts = _parts(ink)
+    return _character(ink, labels, _merged(parts), style)
+
+
+def characters(ink: np.ndarray, style: str) -> list[Character]:
+    """Cuts a picture of a word, a line or several lines into its characters, in reading order.
+
+    Characters that touch each other are not separated.
+
+    Args:
+      ink: float `[H, W]`, from `pictures.ink_of`.
+      style: "mnist" or "emnist".
+
+    Raises:
+      UserError: There is no ink.
+    """
+    labels, parts = _parts(ink)
+    found = []
+    for number, line in enumerate(_lines(parts)):
+        gaps = [right.left - left.right for left, right in zip(line, line[1:], strict=False)]
+        height = np.median([part.height for part in line])
+        wide = max(0.5 * height, 2 * float(np.median(gaps or [0])))
+        for part, gap in zip(line, [0, *gaps], strict=True):
+            character = _character(ink, labels, part, style)
+            found.append(dataclasses.replace(character, line=number, after_space=gap > wide))
+    return found
+
+
+def _parts(ink: np.ndarray) -> tuple[np.ndarray, list[_Part]]:
+    """Returns the connected pieces of ink, and each pixel's label; without specks, frames and the picture's edges."""
+    labels = measure.label(ink > 0.5, connectivity=2)
+    parts = [_Part([region.label], *region.bbox) for region in measure.regionprops(labels)]
+    if not parts:
+        raise UserError("no character was found: nothing stands out from the background")
+    most = max(max(part.height, part.width) for part in parts)
+    parts = [part for part in parts if max(part.height, part.width) >= 0.06 * most]
+    for part in sorted(parts, key=lambda part: -part.height * part.width):
+        others = [other for other in parts if other is not part]
+        inside = [
+            other
+            for other in others
+            if other.top >= part.top
+            and other.left >= part.left
+            and other.bottom <= part.bottom
+            and other.right <= part.right
+        ]
+        framed = any(other.height >= 0.25 * part.height for other in inside) and _is_frame(labels, part)
+        edge = any(other.height >= 0.15 * len(ink) for other in others) and _is_edge(labels, part)
+        if framed or edge:
+            parts = others
+    return labels, parts
+
+
+def _is_frame(labels: np.ndarray, part: _Part) -> bool:
+    """Tells whether a piece is a rectangle drawn around others: it runs along all four sides of its box."""
+    cut = labels[part.top : part.bottom, part.left : part.right] == part.labels[0]
+    depth = max(round(0.1 * min(cut.shape)), 1)
+    sides = (cut[:depth].any(0), cut[-depth:].any(0), cut[:, :depth].any(1), cut[:, -depth:].any(1))
+    return min(side.mean() for side in sides) > 0.8
+
+
+def _is_edge(labels: np.ndarray, part: _Part) -> bool:
+    """Tells whether a piece is the table beside the paper: it runs along a side of the picture."""
+    sides = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
+    return max((side == part.labels[0]).mean() for side in sides) > 0.5
+
+
+def _merged(parts: list[_Part]) -> _Part:
+    first, *others = parts
+    for other in others:
+        first = first.merge(other)
+    return first
+
+
+def _lines(parts: list[_Part]) -> list[list[_Part]]:
+    """Returns the lines from top to bottom, each a list of characters from left to right."""
+    usual = float(np.median(sorted(part.height for part in parts)[-max(len(parts) // 2, 1) :]))
+    large = sorted((part for part in parts if part.height >= 0.4 * usual), key=lambda part: part.top + part.bottom)
+    lines: list[list[_Part]] = []
+    for part in large:
+        line = lines[-1] if lines else []
+        top, bottom = (
+            (np.median([getattr(other, edge) for other in line]) for edge in ("top", "bottom")) if line else (0, 0)
+        )
+        if min(part.bottom, bottom) - max(part.top, top) > 0.4 * min(part.height, bottom - top):
+            line.append(part)
+        else:
+            lines.append([part])
+    for part in parts:
+        if part.height < 0.4 * usual:
+            # A dot, a bar, a broken piece: it belongs to the nearest character, unless it is far from all.
+            distance, line, near = min(
+                ((_distance(part, other), line, other) for line in lines for other in line), key=lambda found: found[0]
+            )
+            if distance < 0.5 * usual:
+                line[line.index(near)] = near.merge(part)
+    return [_overlapping_merged(sorted(line, key=lambda part: part.left)) for line in lines]
+
+
+def _distance(a: _Part, b: _Part) -> float:
+    """Returns the gap between two boxes; a gap to the side counts twice, as a dot stands above its character."""
+    across = max(a.left - b.right, b.left - a.right, 0)
+    down = max(a.top - b.bottom, b.top - a.bottom, 0)
+    return float(np.hypot(2 * across, down))
+
+
+def _overlapping_merged(line: list[_Part]) -> list[_Part]:
+    merged: list[_Part] = []
+    for part in line:
+        before = merged[-1] if merged else None
+        if before and min(before.right, part.right) - part.left > 0.5 * min(before.width, part.width):
+            merged[-1] = before.merge(part)
+        else:
+            merged.append(part)
+    return merged
+
+
+def _character(ink: np.ndarray, labels: np.ndarray, part: _Part, style: str) -> Character:
+    # The edges of the ink, which are not as strong, belong to it.
+    margin = max(round(0.03 * max(part.height, part.width)), 1)
+    top, left = max(part.top - margin, 0), max(part.left - margin, 0)
+    window = np.s_[top : part.bottom + margin, left : part.right + margin]
+    others = (labels[window] > 0) & ~np.isin(labels[window], part.labels)
+    cut = np.where(others, 0, ink[window])
+    box = (part.top, part.left, part.bottom, part.right)
+    return Character(to_image(cut, style), box)
+
+
+def to_image(ink: np.ndarray, style: str) -> np.ndarray:
+    """Brings the ink of one character into the form of the data sets.
+
+    Args:
+      ink: float `[H, W]` in 0 to 1, not all 0.
+      style: "mnist" or "emnist".
+
+    Returns:
+      uint8 `[28, 28]`, white on black.
+    """
+    rows, columns = (np.flatnonzero(ink.max(axis) > 0.5) for axis in (1, 0))
+    side = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
+    # 128 pixels, as NIST's images have.
+    large = np.asarray(
+        Image.fromarray(ink).resize(
+            [max(round(length * _LARGE / side), 1) for length in ink.shape[::-1]], Image.Resampling.BICUBIC
+        )
+    )
+    large = _thickened(np.clip(large, 0, 1))
+    return _mnist(large) if style == "mnist" else _emnist(large)
+
+
+_LARGE = 128
+# Of the longer side: the strokes of the data sets are seldom thinner.
+_LEAST_STROKE = 0.08
+# Of the longer side at half the brightness, in EMNIST's images: with the blur, 26 pixels are not black.
+_EMNIST_LENGTH = 22.75
+_BLUR = 2
+
+
+def _thickened(ink: np.ndarray) -> np.ndarray:
+    """Widens strokes that are much thinner, for their length, than those of the pens that wrote the data sets."""
+    is_ink = ink > 0.5
+    widths = 2 * ndimage.distance_transform_edt(is_ink)[morphology.skeletonize(is_ink)]
+    missing = _LEAST_STROKE * _LARGE - (np.median(widths) if widths.size else 0)
+    if missing < 1:
+        return ink
+    radius = int(np.ceil(missing / 2))
+    return ndimage.grey_dilation(np.pad(ink, radius), footprint=morphology.disk(radius))
+
+
+def _mnist(large: np.ndarray) -> np.ndarray:
+    """Reduces the longer side to 20 pixels, and brings the centre of mass to the middle of 28 x 28 pixels."""
+    cut = _cut_out(large)
+    small = _resized(cut, [max(round(length * 20 / max(cut.shape)), 1) for length in cut.shape])
+    image = np.zeros((SIZE, SIZE), np.uint8)
+    corner = (round(SIZE / 2 - centre) for centre in ndimage.center_of_mass(small))
+    top, left = (int(np.clip(offset, 0, SIZE - length)) for offset, length in zip(corner, small.shape, strict=True))
+    image[top : top + small.shape[0], left : left + small.shape[1]] = small
+    return image
+
+
+def _emnist(large: np.ndarray) -> np.ndarray:
+    """Blurs, centres the box in a square with a border, and reduces that to 28 x 28 pixels."""
+    cut = _cut_out(ndimage.gaussian_filter(np.pad(large, 8), _BLUR))
+    side = round(max(cut.shape) * SIZE / _EMNIST_LENGTH)
+    missing = [side - length for length in cut.shape]
+    return _resized(np.pad(cut, [(space // 2, space - space // 2) for space in missing]), (SIZE, SIZE))
+
+
+def _cut_out(large: np.ndarray) -> np.ndarray:
+    rows, columns = (np.flatnonzero(large.max(axis) > 0.4) for axis in (1, 0))
+    return large[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _resized(ink: np.ndarray, shape) -> np.ndarray:
+    """Returns ink in another size, uint8, by bicubic interpolation."""
+    resized = Image.fromarray(ink).resize(tuple(shape[::-1]), Image.Resampling.BICUBIC)
+    return np.round(255 * np.clip(np.asarray(resized), 0, 1)).astype(np.uint8)

@@ -1,0 +1,131 @@
+"""Pictures as people make them -> ink: `open_picture` and `ink_of`.
+
+A picture is a photo, a scan or a drawing: any size and mode, dark on light or light on dark, under uneven light.
+"""
+
+import contextlib
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from skimage.filters import threshold_otsu
+
+from emnist_jax.errors import UserError, first_line
+
+# What a picture may be given as; an array is `[H, W]`, `[H, W, 1]`, `[H, W, 3]` or `[H, W, 4]`.
+Picture = str | os.PathLike | Image.Image | np.ndarray
+
+MOST_PIXELS = 100_000_000
+# Larger pictures are reduced: a character has enough pixels then, too.
+_LONG_SIDE = 1600
+# Ink must differ from its background by this much of the brightness, and by so many standard deviations of it.
+_LEAST_CONTRAST = 0.06
+_LEAST_SEPARATION = 4.0
+# Of the ink's strength, below which a pixel is background: smears, noise, JPEG's ringing.
+_FAINT = 0.2
+
+
+def open_picture(picture: Picture) -> np.ndarray:
+    """Returns the brightness of a picture, upright: float32 `[H, W]` in 0 to 1, at most 1,600 pixels on the longer side.
+
+    Raises:
+      UserError: It cannot be read, is no picture, or has more than `MOST_PIXELS`.
+    """
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")  # Pillow's, about metadata and large pictures
+            if isinstance(picture, np.ndarray):
+                image = _from_array(picture)
+            elif isinstance(picture, Image.Image):
+                image = picture
+            else:
+                if not Path(picture).is_file():  # opening a FIFO would wait for ever
+                    raise FileNotFoundError("there is no such file")
+                image = stack.enter_context(Image.open(picture))
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} are more than {MOST_PIXELS:,} pixels")
+            image.draft(None, (_LONG_SIDE, _LONG_SIDE))  # JPEG: decodes no more than is needed
+            return _brightness(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise UserError("no picture in a format that Pillow knows") from error
+    # A damaged file shows as many kinds of exception.
+    except Exception as error:
+        known = isinstance(error, ValueError | FileNotFoundError) and str(error)
+        raise UserError(str(error) if known else f"cannot be read: {first_line(error)}") from error
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or array.ndim == 3 and array.shape[2] not in (3, 4) or not array.size:
+        raise ValueError(f"an array of shape {array.shape} is no picture")
+    if array.dtype == bool:
+        array = array * np.uint8(255)
+    elif np.issubdtype(array.dtype, np.floating):
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise ValueError("an array of floats must lie between 0 and 1")
+        array = np.round(255 * array).astype(np.uint8)
+    elif array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise ValueError(f"an array of {array.dtype} is no picture; pass bool, uint8, uint16, or floats in 0 to 1")
+    return Image.fromarray(array)
+
+
+def _brightness(image: Image.Image) -> np.ndarray:
+    image.thumbnail((_LONG_SIDE, _LONG_SIDE), Image.Resampling.BOX)
+    if image.mode.startswith(("I", "F")):  # 16 or 32 bits, whose range the file does not say
+        values = np.asarray(image, np.float32)
+        most = 65535 if image.mode.startswith("I;16") else max(float(values.max()), 1e-30)
+        return np.clip(values / most, 0, 1)
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        values, alpha = np.asarray(image.convert("L"), np.float32) / 255, np.asarray(image)[..., 3] / np.float32(255)
+        # What is drawn on a transparent ground is seen on paper of the other brightness.
+        paper = 1.0 if (values * alpha).sum() < 0.5 * alpha.sum() else 0.0
+        return values * alpha + paper * (1 - alpha)
+    return np.asarray(image.convert("L"), np.float32) / 255
+
+
+def ink_of(brightness: np.ndarray) -> np.ndarray:
+    """Tells ink from its background, whichever of them is darker.
+
+    The background's brightness is a quadratic surface, as of a lamp beside the paper, fitted to what is not ink.
+
+    Args:
+      brightness: float `[H, W]` in 0 to 1.
+
+    Returns:
+      float32 `[H, W]`: 0 where there is no ink, 1 where there is, between them at edges. All 0 if there is none.
+    """
+    height, width = brightness.shape
+    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    surface = np.stack([np.ones_like(y), y, x, y * y, x * y, x * x], -1).reshape(-1, 6)
+    values = brightness.reshape(-1).astype(np.float64)
+    thin = slice(None, None, max(values.size // 20_000, 1))
+    band = max(round(0.05 * min(height, width)), 1)
+    border = np.ones_like(brightness, bool)
+    border[band:-band, band:-band] = False
+    background = np.full_like(values, np.median(brightness[border]))
+    for terms in (1, 3, 6, 6):
+        difference = np.abs(values - background)
+        if difference.max() < _LEAST_CONTRAST:
+            return np.zeros_like(brightness, np.float32)
+        paper = (difference <= threshold_otsu(difference))[thin]
+        if paper.mean() < 0.3:  # too little to fit a surface to
+            break
+        factors, *_ = np.linalg.lstsq(surface[thin, :terms][paper], values[thin][paper], rcond=None)
+        background = surface[:, :terms] @ factors
+    difference = values - background
+    is_ink = np.abs(difference) > threshold_otsu(np.abs(difference))
+    strength = np.maximum(difference * np.sign(difference[is_ink].sum()), 0)
+    is_ink = strength > threshold_otsu(strength) if strength.max() else np.zeros_like(is_ink)
+    if not is_ink.any() or is_ink.all():
+        return np.zeros_like(brightness, np.float32)
+    level, noise = np.median(strength[is_ink]), strength[~is_ink].std()
+    if level < max(_LEAST_CONTRAST, _LEAST_SEPARATION * noise):
+        return np.zeros_like(brightness, np.float32)
+    return np.clip((strength / level - _FAINT) / (1 - _FAINT), 0, 1).reshape(brightness.shape).astype(np.float32)
