@@ -28,7 +28,7 @@ _FAINT = 0.2
 
 
 def open_picture(picture: Picture) -> np.ndarray:
-    """Returns the brightness of a picture, upright: float32 `[H, W]` in 0 to 1, at most 1,600 pixels on the longer side.
+    """Returns the brightness of a picture, upright: float32 `[H, W]` in 0 to 1, at most 1,600 pixels long.
 
     Raises:
       UserError: It cannot be read, is no picture, or has more than `MOST_PIXELS`.
