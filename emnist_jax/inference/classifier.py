@@ -66,10 +66,12 @@ class Reading:
     """What a network reads in a picture.
 
     Attributes:
+      brightness: The picture, float32 `[H, W]` in 0 to 1, reduced if it was very large.
       characters: Those that were found, in reading order.
       predictions: One for each.
     """
 
+    brightness: np.ndarray
     characters: list[Character]
     predictions: Predictions
 
@@ -174,9 +176,10 @@ class Classifier:
           UserError: The picture cannot be read, or holds no ink.
         """
         with _named(picture):
-            ink = pictures.ink_of(pictures.open_picture(picture))
+            brightness = pictures.open_picture(picture)
+            ink = pictures.ink_of(brightness)
             found = [characters.one_character(ink, self.style)] if single else characters.characters(ink, self.style)
-        return Reading(found, self.classify(np.stack([character.image for character in found])))
+        return Reading(brightness, found, self.classify(np.stack([character.image for character in found])))
 
     @functools.cached_property
     def _gradient(self):

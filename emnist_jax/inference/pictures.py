@@ -42,6 +42,8 @@ def open_picture(picture: Picture) -> np.ndarray:
             elif isinstance(picture, Image.Image):
                 image = picture
             else:
+                if Path(picture).is_dir():
+                    raise ValueError("it is a folder; name its files")
                 if not Path(picture).is_file():  # opening a FIFO would wait for ever
                     raise FileNotFoundError("there is no such file")
                 image = stack.enter_context(Image.open(picture))

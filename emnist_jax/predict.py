@@ -1,0 +1,50 @@
+"""Reads pictures: `python -m emnist_jax.predict [--model=mnist_squeeze_10 | --workdir=runs/densenet] my.png ...`.
+
+A picture may be a photo, a scan or a drawing of one character, a word or several lines, dark on light or light on dark.
+It prints the five most probable classes of each character. Pictures that cannot be read are named; the others are
+answered, and the exit code is 2.
+"""
+
+import json
+import sys
+
+from absl import flags
+
+from emnist_jax import command_line
+from emnist_jax.errors import UserError
+
+_network = command_line.define_network_flags()
+_SINGLE = flags.DEFINE_bool("single", False, "Take each picture as one character, and do not cut it")
+_JSON = flags.DEFINE_bool("json", False, "Print JSON instead of tables")
+_SHOW = flags.DEFINE_string("show", None, "Picture to write: what was cut out, and what the network saw")
+
+
+def main(*paths: str) -> None:
+    if not paths:
+        raise UserError("name pictures, e.g. `python -m emnist_jax.predict my.png`")
+    from emnist_jax.inference import classifier
+    from emnist_jax.reporting import readings
+
+    network = classifier.load(_network())
+    answers, failures = {}, {}
+    for path in dict.fromkeys(paths):
+        try:
+            answers[path] = network.read(path, _SINGLE.value)
+        except UserError as error:
+            failures[path] = str(error)
+            print(f"error: {error}", file=sys.stderr)
+            continue
+        if not _JSON.value:
+            readings.print_reading(path, answers[path])
+    if _JSON.value:
+        print(
+            json.dumps([readings.as_dict(path, answers.get(path), failures.get(path)) for path in dict.fromkeys(paths)])
+        )
+    if _SHOW.value and answers:
+        readings.draw(answers).savefig(_SHOW.value, dpi=150)
+    if failures:
+        raise UserError(f"{len(failures)} of {len(answers) + len(failures)} pictures could not be read")
+
+
+if __name__ == "__main__":
+    command_line.run(main, config=None, positional=True)

@@ -1,0 +1,62 @@
+"""What a network read in a picture: as a table, as JSON, and drawn."""
+
+import math
+from collections.abc import Mapping
+
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from rich.table import Table
+
+from emnist_jax.inference.classifier import Reading
+from emnist_jax.reporting.terminal import CONSOLE
+
+
+def print_reading(path: str, reading: Reading) -> None:
+    """Prints the most probable classes of each character of a picture, a row for each."""
+    CONSOLE.print(f"{path}: {reading.text}" if "\n" not in reading.text else f"{path}:\n{reading.text}")
+    table = Table(show_header=False)
+    for top in reading.predictions.top():
+        table.add_row(*(f"{name} {100 * probability:.1f} %" for name, probability in top))
+    CONSOLE.print(table)
+
+
+def as_dict(path: str, reading: Reading | None, error: str | None) -> dict:
+    """Returns what JSON says of a picture: its text and characters, or its error."""
+    if reading is None:
+        return {"picture": path, "error": error}
+    characters = [
+        {
+            "box": dict(zip(("top", "left", "bottom", "right"), character.box, strict=True)),
+            "top5": [{"class": name, "probability": probability} for name, probability in top],
+        }
+        for character, top in zip(reading.characters, reading.predictions.top(), strict=True)
+    ]
+    return {"picture": path, "text": reading.text, "characters": characters}
+
+
+def draw(readings: Mapping[str, Reading]) -> Figure:
+    """Draws pictures with the boxes of their characters; below each, what the network saw, and its answers.
+
+    Args:
+      readings: What was read, by the picture's path.
+    """
+    columns = min(max(4, *(len(reading.characters) for reading in readings.values())), 12)
+    rows = [math.ceil(len(reading.characters) / columns) for reading in readings.values()]
+    figure = Figure(figsize=(columns, sum(3.5 + 1.2 * count for count in rows)), layout="constrained")
+    parts = figure.subfigures(len(readings), squeeze=False, height_ratios=[3.5 + 1.2 * count for count in rows])[:, 0]
+    for part, (path, reading), count in zip(parts, readings.items(), rows, strict=True):
+        above, below = part.subfigures(2, height_ratios=(3.5, 1.2 * count))
+        axes = above.subplots()
+        axes.imshow(reading.brightness, cmap="gray", vmin=0, vmax=1)
+        axes.set_title(path, fontsize=9)
+        axes.axis("off")
+        for top, left, bottom, right in (character.box for character in reading.characters):
+            axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="tab:red"))
+        answers = zip(reading.characters, reading.predictions.top(1), strict=True)
+        for axes, answer in zip(below.subplots(count, columns, squeeze=False).flat, answers, strict=False):
+            character, [(name, probability)] = answer
+            axes.imshow(character.image, cmap="gray")
+            axes.set_title(f"{name}  {100 * probability:.0f} %", fontsize=9)
+        for axes in below.axes:
+            axes.axis("off")
+    return figure

@@ -1,0 +1,223 @@
+"""Pictures as people make them: their ink, their characters, and the images that networks see."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
+
+import emnist_jax
+from emnist_jax.datasets import official, synthetic
+from emnist_jax.errors import UserError
+from emnist_jax.inference import characters, pictures
+
+GLYPHS, GLYPH_RANGES = synthetic._glyphs(tuple("3AEHiT"))
+
+
+def drawing(text: str = "3", enlarged: int = 3, gap: int = 12) -> Image.Image:
+    """Returns characters side by side, dark on light."""
+    side = 56 * enlarged
+    picture = Image.new("L", (80 + len(text) * (side + gap), side + 80), 255)
+    for i, name in enumerate(text):
+        if name != " ":
+            glyph = ImageOps.invert(Image.fromarray(GLYPHS[GLYPH_RANGES["3AEHiT".index(name), 0, 0]]))
+            picture.paste(glyph.resize((side, side)), (40 + i * (side + gap), 40))
+    return picture
+
+
+def seen(picture, style: str = "emnist") -> np.ndarray:
+    return characters.one_character(pictures.ink_of(pictures.open_picture(picture)), style).image
+
+
+def read_boxes(picture) -> list[characters.Character]:
+    return characters.characters(pictures.ink_of(pictures.open_picture(picture)), "emnist")
+
+
+CLEAN = seen(drawing())
+
+
+def similarity(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+
+
+def with_alpha(ink: int) -> Image.Image:
+    alpha = ImageOps.invert(drawing())
+    shade = Image.new("L", alpha.size, ink)
+    return Image.merge("RGBA", (shade, shade, shade, alpha))
+
+
+def unevenly_lit() -> Image.Image:
+    paper = np.asarray(drawing(), float) / 255 * 0.7 + 0.2
+    height, width = paper.shape
+    light = np.linspace(0.3, 1, width) * np.linspace(1, 0.6, height)[:, None]
+    noise = np.random.default_rng(0).normal(0, 0.01, paper.shape)
+    return Image.fromarray(np.uint8(255 * np.clip(paper * light + noise, 0, 1)))
+
+
+def moved() -> Image.Image:
+    page = Image.new("L", (900, 700), 255)
+    page.paste(drawing(), (600, 20))
+    return page
+
+
+def framed() -> Image.Image:
+    picture = drawing()
+    ImageDraw.Draw(picture).rectangle((8, 8, picture.width - 9, picture.height - 9), outline=0, width=4)
+    return picture
+
+
+def beside_a_dark_table() -> Image.Image:
+    picture = ImageOps.expand(drawing(), (150, 0, 0, 0), 30)
+    return picture.filter(ImageFilter.GaussianBlur(1))
+
+
+AWKWARD = {
+    "light on dark": lambda: ImageOps.invert(drawing()),
+    "small": lambda: drawing(enlarged=1),
+    "large": lambda: drawing(enlarged=30),
+    "RGB": lambda: drawing().convert("RGB"),
+    "coloured": lambda: ImageOps.colorize(drawing(), "darkblue", "khaki"),
+    "palette": lambda: drawing().convert("P"),
+    "1 bit": lambda: drawing().convert("1", dither=Image.Dither.NONE),
+    "16 bits": lambda: Image.fromarray(np.asarray(drawing(), np.uint16) * 257),
+    "floats": lambda: Image.fromarray(np.asarray(drawing(), np.float32) * 3),
+    "dark on a transparent ground": lambda: with_alpha(0),
+    "light on a transparent ground": lambda: with_alpha(255),
+    "faint": lambda: drawing().point(lambda x: 150 + x // 8),
+    "uneven light": unevenly_lit,
+    "off-centre": moved,
+    "framed": framed,
+    "beside a dark table": beside_a_dark_table,
+    "array": lambda: np.asarray(drawing()),
+    "array of floats": lambda: np.asarray(drawing(), np.float32)[..., None] / 255,
+    "array of bools": lambda: np.asarray(drawing()) > 127,
+}
+
+
+@pytest.mark.parametrize("make", AWKWARD.values(), ids=AWKWARD)
+def test_a_character_looks_the_same_however_it_comes(make):
+    assert similarity(seen(make()), CLEAN) > 0.96
+
+
+def test_a_photo_is_turned_as_its_camera_says(tmp_path):
+    turned = drawing().rotate(90, expand=True)
+    assert similarity(seen(turned), CLEAN) < 0.6
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "photo.jpg", exif=exif)
+    assert similarity(seen(tmp_path / "photo.jpg"), CLEAN) > 0.96
+
+
+def test_thin_strokes_become_as_wide_as_those_of_the_data_sets():
+    page = Image.new("L", (600, 600), 255)
+    ImageDraw.Draw(page).line([(200, 100), (200, 500)], fill=0, width=3)
+    assert 2 <= (seen(page) > 127).sum(1).max() <= 4
+
+
+def test_mnist_has_its_centre_of_mass_in_the_middle_and_emnist_its_box():
+    picture = drawing("T")
+    rows, columns = (np.flatnonzero(seen(picture, "mnist").max(axis)) for axis in (1, 0))
+    assert max(np.ptp(rows), np.ptp(columns)) + 1 == 20
+    image = seen(picture, "mnist").astype(float)
+    assert (image.sum(1) @ np.arange(28)) / image.sum() == pytest.approx(14, abs=0.5)
+    rows, columns = (np.flatnonzero(seen(picture).max(axis) > 127) for axis in (1, 0))
+    assert 22 <= max(np.ptp(rows), np.ptp(columns)) + 1 <= 24
+    assert abs(rows[0] - (27 - rows[-1])) <= 1 and abs(columns[0] - (27 - columns[-1])) <= 1
+
+
+def test_a_line_is_cut_in_reading_order():
+    line = drawing("3A EH")
+    page = Image.new("L", (line.width, 2 * line.height), 255)
+    page.paste(line, (0, 0))
+    page.paste(line, (0, line.height))
+    found = read_boxes(page)
+    assert [character.line for character in found] == [0] * 4 + [1] * 4
+    assert [character.after_space for character in found] == [False, False, True, False] * 2
+    lefts = [character.box[1] for character in found]
+    assert lefts[:4] == sorted(lefts[:4]) and lefts[4:] == lefts[:4]
+    for character, name in zip(found, "3AEH3AEH", strict=True):
+        assert similarity(character.image, seen(drawing(name))) > 0.96
+
+
+def test_a_dot_belongs_to_its_stem_and_specks_to_nothing():
+    picture = drawing("i")
+    stem_and_dot = read_boxes(picture)
+    assert len(stem_and_dot) == 1 and stem_and_dot[0].box[3] - stem_and_dot[0].box[1] < 100
+    draw = ImageDraw.Draw(picture)
+    for x, y in ((5, 5), (200, 15), (210, 200)):
+        draw.rectangle((x, y, x + 2, y + 2), fill=0)
+    assert [character.box for character in read_boxes(picture)] == [character.box for character in stem_and_dot]
+
+
+@pytest.mark.parametrize("brightness", [0, 128, 255])
+def test_paper_alone_holds_no_character(brightness):
+    noise = np.random.default_rng(0).normal(brightness, 5, (200, 300))
+    for paper in (np.full((200, 300), brightness, np.uint8), np.uint8(np.clip(noise, 0, 255))):
+        with pytest.raises(UserError, match="no character was found"):
+            seen(paper)
+
+
+@pytest.mark.parametrize(
+    "array, message",
+    [
+        (np.zeros((0, 28), np.uint8), "shape"),
+        (np.zeros(28, np.uint8), "shape"),
+        (np.zeros((28, 28, 2), np.uint8), "shape"),
+        (np.zeros((28, 28), np.int64), "int64"),
+        (np.full((28, 28), np.nan), "between 0 and 1"),
+        (np.full((28, 28), 255.0), "between 0 and 1"),
+    ],
+)
+def test_an_array_that_is_no_picture_is_refused(array, message):
+    with pytest.raises(UserError, match=message):
+        pictures.open_picture(array)
+
+
+def test_a_file_that_is_no_picture_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "text.png").write_text("a letter")
+    drawing().save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:300])
+    os.mkfifo(tmp_path / "fifo.png")
+    drawing().save(tmp_path / "bomb.png")
+    monkeypatch.setattr(pictures, "MOST_PIXELS", 1000)
+    for name, message in (
+        ("text.png", "no picture in a format"),
+        ("cut.png", "cannot be read|pixels"),
+        ("fifo.png", "no such file"),
+        ("none.png", "no such file"),
+        (".", "is a folder"),
+        ("bomb.png", "are more than 1,000 pixels"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pictures.open_picture(tmp_path / name)
+
+
+def as_people_send_it(image: np.ndarray, rng: np.random.Generator) -> Image.Image:
+    """Returns an image of a data set enlarged, moved, often inverted, often framed."""
+    side = 28 * int(rng.integers(3, 9))
+    page = Image.new("L", [int(side * rng.uniform(1.2, 2)) for _ in "xy"])
+    corner = [int(rng.integers(0, length - side + 1)) for length in page.size]
+    page.paste(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC), corner)
+    if rng.random() < 0.5:
+        page = ImageOps.expand(page, 24)
+        ImageDraw.Draw(page).rectangle((8, 8, page.width - 9, page.height - 9), outline=255, width=3)
+    return ImageOps.invert(page) if rng.random() < 0.5 else page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model, name", [("mnist_squeeze_10", "mnist"), ("characters", "emnist_pool")])
+def test_real_images_are_read_as_well_as_the_data_sets_own(model, name):
+    data = os.environ.get("EMNIST_JAX_DATA")
+    folder = {"mnist": "mnist", "emnist_pool": "emnist-pool"}[name]
+    if not data or not os.path.isdir(f"{data}/{folder}"):
+        pytest.skip("EMNIST_JAX_DATA names no folder of real images")
+    network = emnist_jax.load(model)
+    images, labels = (rows[-2000:] for rows in official.read(name, f"{data}/{folder}")[1])
+    rng = np.random.default_rng(0)
+    sent = [as_people_send_it(image, rng) for image in images]
+    direct = (network.classify(images).labels == labels).mean()
+    names = [network.class_names[label] for label in labels]
+    whole = np.mean([a == b for a, b in zip(network.predict(sent).class_names, names, strict=True)])
+    cut = np.mean([network.read(picture).text == name for picture, name in zip(sent, names, strict=True)])
+    print(f"{name}: direct {direct:.4f}, as one character {whole:.4f}, cut {cut:.4f}")
+    assert whole > direct - 0.01 and cut > direct - 0.01

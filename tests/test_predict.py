@@ -1,0 +1,162 @@
+"""A trained network from Python and from the command line: its answers, and its words for what is no picture."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+import emnist_jax
+from emnist_jax.datasets import official
+from emnist_jax.errors import UserError
+from emnist_jax.inference import classifier
+from processes import run
+from shared import REAL_DATA, needs_real_data
+from test_pictures import drawing
+
+MODEL = "mnist_squeeze_10"
+
+
+@pytest.fixture(scope="module")
+def network():
+    return emnist_jax.load(MODEL)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 33, 40])
+def test_any_number_of_images_gives_the_logits_of_each(network, images, count):
+    expected = [network.logits(image[None])[0] for image in images[:count]]
+    logits = network.logits(images[:count])
+    assert logits.shape == (count, 10)
+    if count:
+        np.testing.assert_allclose(logits, expected, 1e-4, 1e-4)
+
+
+def test_predictions_name_the_most_probable_classes(network, images):
+    predictions = network.classify(images)
+    np.testing.assert_allclose(predictions.probabilities.sum(-1), 1, 1e-5)
+    np.testing.assert_array_equal(predictions.labels, network.logits(images).argmax(-1))
+    for label, name, top in zip(predictions.labels, predictions.class_names, predictions.top(3), strict=True):
+        assert network.class_names[label] == name == top[0][0]
+        assert [probability for _, probability in top] == sorted((p for _, p in top), reverse=True)
+
+
+def test_predict_takes_arrays_pictures_and_paths(network, images, tmp_path):
+    np.testing.assert_array_equal(network.predict(images).labels, network.classify(images).labels)
+    np.testing.assert_array_equal(network.predict(images[0]).labels, network.classify(images[:1]).labels)
+    picture = drawing()
+    picture.save(tmp_path / "3.png")
+    sent = [picture, str(tmp_path / "3.png"), tmp_path / "3.png", np.asarray(picture)]
+    assert len(set(map(tuple, network.predict(sent).probabilities.tolist()))) == 1
+    assert network.predict(tmp_path / "3.png").labels.shape == (1,)
+    with pytest.raises(UserError, match=r"nothing\.png: there is no such file"):
+        network.predict([picture, "nothing.png"])
+    with pytest.raises(UserError, match="uint8"):
+        network.classify(images.astype(np.float32))
+
+
+def test_saliency_lies_where_the_answer_depends_on_the_image(network, images):
+    label = 3
+    image = images[0]
+    saliency = network.saliency(image, label)
+    assert saliency.shape == (28, 28) and saliency.max() == 1 and saliency.min() >= 0
+    place = np.unravel_index(saliency.argmax(), saliency.shape)
+
+    def change(place):
+        brighter = image.copy()
+        brighter[place] = np.clip(int(image[place]) + (20 if image[place] < 128 else -20), 0, 255)
+        log = [jax.nn.log_softmax(network.logits(x[None])[0])[label] for x in (image, brighter)]
+        return abs(float(log[1] - log[0]))
+
+    weakest = np.unravel_index(saliency.argmin(), saliency.shape)
+    assert change(place) > 5 * change(weakest)
+
+
+def test_a_run_a_file_and_their_network_answer_alike(finished, tmp_path):
+    workdir, result = finished
+    of_run = emnist_jax.load(workdir)
+    of_run.save(tmp_path / "network.safetensors")
+    of_file = emnist_jax.load(tmp_path / "network.safetensors")
+    image = np.full((1, 28, 28), 9, np.uint8)
+    np.testing.assert_array_equal(of_file.logits(image), of_run.logits(image))
+    assert of_file.result["test"] == result["test"] and of_file.class_names == of_run.class_names
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda folder: "mnist_squeze_10", "did you mean 'mnist_squeeze_10'"),
+        (lambda folder: folder, "holds no finished run"),
+        (lambda folder: folder / "other.safetensors", "it is no file that"),
+        (lambda folder: folder / "cut.safetensors", "cannot load the network"),
+        (lambda folder: folder / "network.safetensors", "its weights are not those of Plain: params/head/kernel"),
+    ],
+)
+def test_a_source_that_is_no_network_is_refused(make, message, tmp_path, network):
+    from safetensors.numpy import save_file
+
+    save_file({"x": np.zeros(3)}, tmp_path / "other.safetensors")
+    variables = jax.tree.map(np.asarray, network.variables)
+    variables["params"]["head"]["kernel"] = np.zeros((1, 1, 12, 11), np.float32)
+    changed = classifier.Classifier(network.model, variables, network.config, network.class_names, network.result)
+    changed.save(tmp_path / "network.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "network.safetensors").read_bytes()[:-9])
+    with pytest.raises(UserError, match=message):
+        emnist_jax.load(make(tmp_path))
+
+
+def test_create_builds_any_network_with_settings():
+    network = emnist_jax.create("densenet", num_classes=10, activation="swish")
+    assert (network.num_classes, network.activation) == (10, "swish")
+    for name, settings, message in (("densnet", {}, "densenet"), ("densenet", {"activatoin": "elu"}, "activation")):
+        with pytest.raises(UserError, match=f"did you mean '{message}'"):
+            emnist_jax.create(name, 10, **settings)
+
+
+def test_the_command_answers_all_that_it_can_read(tmp_path):
+    drawing("3A").save(tmp_path / "line.png")
+    (tmp_path / "text.png").write_text("a letter")
+    ImageOps.invert(drawing()).save(tmp_path / "3.png")
+    paths = [str(tmp_path / name) for name in ("line.png", "text.png", "3.png")]
+    program = run("predict", f"--model={MODEL}", f"--show={tmp_path / 'cuts.png'}", *paths)
+    assert program.returncode == 2
+    assert program.stderr.splitlines() == [
+        f"error: {paths[1]}: no picture in a format that Pillow knows",
+        "error: 1 of 3 pictures could not be read",
+    ]
+    assert re.search(r"line\.png: \d\d\n", program.stdout) and re.search(r"3\.png: \d\n", program.stdout)
+    assert len(re.findall(r"│ (?:\d [\d.]+ % +│ ?){5}", program.stdout)) == 3
+    with Image.open(tmp_path / "cuts.png") as cuts:
+        assert cuts.width > 500
+    program = run("predict", f"--model={MODEL}", "--json", "--single", *paths)
+    assert program.returncode == 2
+    line, text, three = json.loads(program.stdout)
+    assert len(line["characters"]) == len(three["characters"]) == 1 and "no picture" in text["error"]
+    assert three["text"] == three["characters"][0]["top5"][0]["class"]
+    assert set(three["characters"][0]["box"]) == {"top", "left", "bottom", "right"}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [((), "name pictures"), (("--model=mnist_squeeze", "x.png"), "did you mean 'mnist_squeeze_10'")],
+)
+def test_wrong_use_is_one_line(arguments, message):
+    program = run("predict", *arguments)
+    assert program.returncode == 2 and program.stdout == ""
+    assert len(program.stderr.splitlines()) == 1 and message in program.stderr
+
+
+@needs_real_data
+@pytest.mark.parametrize("name", classifier.trained_names())
+def test_a_trained_network_is_as_accurate_as_its_card_says(name):
+    network = emnist_jax.load(name)
+    folder = {"mnist": "mnist", "emnist_pool": "emnist-pool"}[network.config.dataset.name]
+    _, (images, labels) = official.read(network.config.dataset.name, str(REAL_DATA / folder))
+    top1 = (network.classify(images).labels == labels).mean()
+    assert top1 == pytest.approx(network.result["test"]["top1"], abs=1e-4)
