@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 from absl import flags
 
-from emnist_jax import audit, command_line, main, results, summary, sweep  # noqa: F401  they define flags
+from emnist_jax import command_line
 from emnist_jax.config import validate
 from emnist_jax.datasets import official
 from emnist_jax.errors import UserError
@@ -30,6 +30,8 @@ NOT_RUN = {
 # Flags whose files or processes are not here; test_weights.py, test_datasets.py and test_hosts.py pass them.
 LEFT_OUT = re.compile("--(workdir|config.init_from|config.dataset.data_dir|distributed|coord|num_proc|process_id)")
 
+POSITIONAL = ("audit", "predict")
+
 PAGES = "".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
 BLOCKS = "".join(re.findall(r"^```sh\n(.*?)^```", PAGES, re.M | re.S)).replace("\\\n", " ")
 WORDS = [shlex.split(line, comments=True) for line in re.split(r"\n|&&", BLOCKS)]
@@ -42,12 +44,12 @@ TRAININGS = {" ".join(word for word in match[2].split() if not LEFT_OUT.match(wo
 
 def parse(program: str, arguments: list[str]) -> flags.FlagValues:
     values, module = flags.FlagValues(), importlib.import_module(f"emnist_jax.{program}")
-    for own in vars(module).values():
-        if isinstance(own, flags.FlagHolder):
-            values[own.name] = copy.deepcopy(flags.FLAGS[own.name])
+    names = {own.name for own in vars(module).values() if isinstance(own, flags.FlagHolder)}
+    for name in names | ({"model", "workdir"} if hasattr(module, "_network") else set()):
+        values[name] = copy.deepcopy(flags.FLAGS[name])
     arguments = [argument.replace("--config=", f"--config={ROOT}/", 1) for argument in arguments]
     kinds = {"main": "required", "summary": "optional", "sweep": "sweep"}
-    command_line.parse([program, *arguments], kinds.get(program), program == "audit", values)
+    command_line.parse([program, *arguments], kinds.get(program), program in POSITIONAL, values)
     return values
 
 
@@ -65,7 +67,7 @@ def check(command: str, config: pytest.Config) -> None:
             validate(values.config)
             network(values.config)
         if program == "summary" and not values.all:  # test_main.py runs --all
-            summary.describe(values.config)
+            importlib.import_module("emnist_jax.summary").describe(values.config)
     elif words[0] == "pytest":
         markers = {marker.partition(":")[0] for marker in config.getini("markers")}
         assert config._parser.parse(words[1:]).markexpr in {"", *markers}
