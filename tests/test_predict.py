@@ -12,7 +12,7 @@ import emnist_jax
 from emnist_jax.datasets import official
 from emnist_jax.errors import UserError
 from emnist_jax.inference import classifier
-from processes import run
+from processes import ROOT, run
 from shared import REAL_DATA, needs_real_data
 from test_pictures import drawing
 
@@ -160,3 +160,12 @@ def test_a_trained_network_is_as_accurate_as_its_card_says(name):
     _, (images, labels) = official.read(network.config.dataset.name, str(REAL_DATA / folder))
     top1 = (network.classify(images).labels == labels).mean()
     assert top1 == pytest.approx(network.result["test"]["top1"], abs=1e-4)
+
+
+def test_the_examples_of_the_page_on_python_run(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    names = {}
+    for block in re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/python.md").read_text(), re.M | re.S):
+        exec(block, names)
+    assert names["predictions"].labels.shape == (1,) and names["logits"].shape == (5, 10)
+    assert len(capsys.readouterr().out.splitlines()) == 8  # the drawing's characters

@@ -42,10 +42,15 @@ def draw(readings: Mapping[str, Reading]) -> Figure:
     """
     columns = min(max(4, *(len(reading.characters) for reading in readings.values())), 12)
     rows = [math.ceil(len(reading.characters) / columns) for reading in readings.values()]
-    figure = Figure(figsize=(columns, sum(3.5 + 1.2 * count for count in rows)), layout="constrained")
-    parts = figure.subfigures(len(readings), squeeze=False, height_ratios=[3.5 + 1.2 * count for count in rows])[:, 0]
-    for part, (path, reading), count in zip(parts, readings.items(), rows, strict=True):
-        above, below = part.subfigures(2, height_ratios=(3.5, 1.2 * count))
+    shapes = [reading.brightness.shape for reading in readings.values()]
+    heights = [
+        (0.4 + min(columns * height / width, 5), 1.3 * count)
+        for (height, width), count in zip(shapes, rows, strict=True)
+    ]
+    figure = Figure(figsize=(columns, sum(map(sum, heights))), layout="constrained")
+    parts = figure.subfigures(len(readings), squeeze=False, height_ratios=list(map(sum, heights)))[:, 0]
+    for part, (path, reading), count, ratios in zip(parts, readings.items(), rows, heights, strict=True):
+        above, below = part.subfigures(2, height_ratios=ratios)
         axes = above.subplots()
         axes.imshow(reading.brightness, cmap="gray", vmin=0, vmax=1)
         axes.set_title(path, fontsize=9)
