@@ -15,7 +15,8 @@ _CHECK = flags.DEFINE_bool(
     "check", False, "Write nothing: fail if a table is not what the files say, or a file is wrong"
 )
 
-SWEEPS = ("mnist",)
+# Name of the table -> its sweep.
+SWEEPS = {"mnist": "configs/sweeps/mnist.py", "emnist pool": "configs/sweeps/emnist.py:pool"}
 # Rows of the README's table.
 HEADLINES = 5
 
@@ -24,7 +25,7 @@ def main() -> None:
     from emnist_jax.reporting import tables
 
     results = tables.read(Path("results"))
-    rows = {name: sweep_rows(Path(f"configs/sweeps/{name}.py")) for name in SWEEPS}
+    rows = {name: sweep_rows(sweep) for name, sweep in SWEEPS.items()}
     check_results([row for of_sweep in rows.values() for row in of_sweep], results)
     for page in ("README.md", "docs/results.md"):
         path = Path(page)
@@ -46,7 +47,7 @@ def with_tables(text: str, rows: dict[str, list[dict]], results: dict[str, list[
 
     for name, of_sweep in rows.items():
         for marked, table in (
-            (name, tables.markdown(of_sweep, results)),
+            (name, tables.markdown(of_sweep, results, with_bar=name == "mnist")),
             (f"{name} headlines", tables.headlines(of_sweep, results, HEADLINES)),
         ):
             begin, end = f"<!-- {marked}: python -m emnist_jax.results -->\n", f"<!-- end of {marked} -->"
@@ -58,10 +59,10 @@ def with_tables(text: str, rows: dict[str, list[dict]], results: dict[str, list[
     return text
 
 
-def sweep_rows(path: Path) -> list[dict]:
-    """Returns the rows of a sweep's file."""
+def sweep_rows(sweep: str) -> list[dict]:
+    """Returns the rows of a sweep's file, with its variant."""
     values = flags.FlagValues()
-    command_line.parse(["results", f"--config={path}"], config="sweep", flag_values=values)
+    command_line.parse(["results", f"--config={sweep}"], config="sweep", flag_values=values)
     return values.config.rows
 
 
@@ -73,7 +74,7 @@ def check_results(rows: list[dict], results: dict[str, list[dict]]) -> None:
     known = {row["name"]: row for row in rows}
     for name, of_row in results.items():
         if name not in known:
-            raise UserError(f"results/{name} is no row of configs/sweeps/: {', '.join(f'{x}.py' for x in SWEEPS)}")
+            raise UserError(f"results/{name} is no row of {' or '.join(SWEEPS.values())}")
         for result in of_row:
             where = f"results/{name}/seed{result['seed']}.json"
             wanted = flatten(experiment_of(known[name], result["seed"], []).to_dict())

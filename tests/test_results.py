@@ -22,7 +22,7 @@ def result_of(seed: int, top1: float) -> dict:
         "config": config,
         "seed": seed,
         "test": {"top1": top1},
-        "history": [],
+        "history": [{"train": {"top1": top1}}] * 7,
         "dataset_sha256": "ab",
         "synthetic": False,
         "commit": "0123456789ab",
@@ -33,7 +33,7 @@ def result_of(seed: int, top1: float) -> dict:
 
 
 def test_the_repository_holds_what_its_tables_say():
-    rows = {name: results.sweep_rows(ROOT / f"configs/sweeps/{name}.py") for name in results.SWEEPS}
+    rows = {name: results.sweep_rows(f"{ROOT}/{sweep}") for name, sweep in results.SWEEPS.items()}
     found = tables.read(ROOT / "results")
     results.check_results([each for of_sweep in rows.values() for each in of_sweep], found)
     for page in ("README.md", "docs/results.md"):
@@ -68,11 +68,18 @@ def test_a_result_that_is_not_what_its_name_says_is_refused(key, value, message)
         results.check_results([ROW], {"mnist_gap_v6": [result]})
 
 
+def test_the_last_five_epochs_are_counted_on_validation():
+    history = [{"validation": {"top1": top1}} for top1 in (0.999, 0.999, 0.993, 0.994, 0.9941, 0.9, 0.995)]
+    none = [{"validation": {"top1": 0.9}}]
+    assert tables.epochs_at_bar([{"history": history}]) == "3"
+    assert tables.epochs_at_bar([{"history": history}, {"history": none}]) == "1.5"
+
+
 def test_tables_say_mean_deviation_and_what_is_missing():
     other = row("configs/mnist_gap.py:v4", remark="(a remark)")
     found = {"mnist_gap_v5": [result_of(0, 0.99), result_of(1, 0.98)]}
-    table = tables.markdown([ROW, other], found)
-    assert "| `mnist_gap_v5` | 5,893 | 99.44 | 98.50 ± 0.71 | 2 of 2 | last | 2 | 1 x GPU, 0123456789ab |" in table
+    table = tables.markdown([ROW, other], found, with_bar=True)
+    assert "| `mnist_gap_v5` | 5,893 | 99.44 | 98.50 ± 0.71 | 2 of 2 | last | – | 2 | 1 x GPU, 0123456789ab |" in table
     assert "| – (a remark) | not yet run: `python -m emnist_jax.main --config=configs/mnist_gap.py:v4` |" in table
     page = "a\n<!-- mnist: python -m emnist_jax.results -->\nold\n<!-- end of mnist -->\nb\n"
     assert results.with_tables(page, {"mnist": [ROW]}, found).startswith("a\n<!-- mnist: python")
