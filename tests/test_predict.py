@@ -1,5 +1,6 @@
 """A trained network from Python and from the command line: its answers, and its words for what is no picture."""
 
+import hashlib
 import json
 import re
 
@@ -169,3 +170,15 @@ def test_the_examples_of_the_page_on_python_run(monkeypatch, capsys):
         exec(block, names)
     assert names["predictions"].labels.shape == (1,) and names["logits"].shape == (5, 10)
     assert len(capsys.readouterr().out.splitlines()) == 8  # the drawing's characters
+
+
+@pytest.mark.parametrize("name", classifier.trained_names())
+def test_a_card_is_that_of_its_file(name):
+    page = (ROOT / "docs/trained.md").read_text()
+    card = re.search(rf"^## `{name}`\n(.*?)(?=^## |\Z)", page, re.M | re.S)[1]
+    result = emnist_jax.load(name).result
+    file = classifier.TRAINED_FOLDER / f"{name}.safetensors"
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in card
+    assert f"{100 * result['test']['top1']:.2f} % of {result['test']['examples']:,} images" in card
+    assert all(f"{text}" in card for text in (result["commit"], f"seed {result['seed']}", f"{result['parameters']:,}"))
+    assert result["leaked"] is False and not result["synthetic"]
