@@ -82,7 +82,7 @@ def read(data_dir: str | None, seed: int) -> tuple[Arrays, Arrays, int]:
     paths, labels, split_of = [], [], []
     for split, of_class in folders.items():
         for name, folder in of_class.items():
-            files = _files(folder)
+            files = _entries(folder)
             if split == "train" and not files:
                 raise UserError(f"{folder} holds no pictures: add some, or delete the folder")
             paths += files
@@ -100,9 +100,7 @@ def read(data_dir: str | None, seed: int) -> tuple[Arrays, Arrays, int]:
     split_of[_repeated(numbers, split_of)] = -1
     for name, count in zip(names, np.bincount(labels[split_of == _TRAIN], minlength=len(names)), strict=True):
         if not count:
-            raise UserError(
-                f"class {name!r} of {data_dir} has no training image that is not in validation or test: add some"
-            )
+            raise UserError(f"all training images of class {name!r} in {data_dir} are in another split too: add some")
     if not (split_of == _TEST).any():
         raise UserError(f"{data_dir} holds no test pictures: add some")
     train, validation, test = (rng.permutation(np.flatnonzero(split_of == number)) for number in range(3))
@@ -114,7 +112,7 @@ def _class_folders(data_dir: str | None) -> dict[str, dict[str, Path]]:
     """Returns the folders of the classes of each split, in the classes' order."""
     if data_dir is None:
         raise UserError(
-            "folder wants --config.dataset.data_dir=DIR, with the pictures of each class in DIR/train/CLASS"
+            "folder needs --config.dataset.data_dir=DIR, with the pictures of each class in DIR/train/CLASS"
         )
     root = Path(data_dir).expanduser()
     found = _folders(root)
@@ -157,10 +155,6 @@ def _folders(parent: Path) -> dict[str, Path]:
                 raise UserError(f"{parent} has two folders {name!r}, written differently in Unicode: rename one")
             folders[name] = path
     return folders
-
-
-def _files(folder: Path) -> list[Path]:
-    return _entries(folder)
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -235,13 +229,13 @@ def _prepare_one(path: Path) -> np.ndarray | str:
 
 
 def _warn_of_conflicts(numbers: np.ndarray, labels: np.ndarray, paths: Sequence[Path]) -> None:
-    """Logs how many images occur in more than one class."""
+    """Logs how many distinct images occur in more than one class."""
     _, first, same_as = np.unique(numbers, return_index=True, return_inverse=True)
     other = np.flatnonzero(labels != labels[first][same_as])
     if len(other):
         one, another = paths[first[same_as[other[0]]]], paths[other[0]]
         count = len(np.unique(numbers[other]))
-        log.warning("%s images are in more than one class, e.g. %s and %s", f"{count:,}", one, another)
+        log.warning("images in more than one class: %s, e.g. %s and %s", f"{count:,}", one, another)
 
 
 def _cut(numbers: np.ndarray, labels: np.ndarray, missing: Sequence[int], rng: np.random.Generator) -> np.ndarray:
@@ -271,5 +265,5 @@ def _repeated(numbers: np.ndarray, split_of: np.ndarray) -> np.ndarray:
     for split in (_TRAIN, _VALIDATION):
         repeated |= (split_of == split) & np.isin(numbers, numbers[split_of > split])
     if count := repeated.sum():
-        log.warning("%s images of train or validation are in a later split too: left out there", f"{count:,}")
+        log.warning("left out of train or validation, because a later split has the same image: %s", f"{count:,}")
     return repeated
