@@ -5,10 +5,11 @@ counts are of images that have the same pixels, within each split and between ea
 and in a test split makes the test accuracy too high; one with two labels makes the labels doubtful.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from emnist_jax import command_line, datasets
-from emnist_jax.config import base
-from emnist_jax.datasets import duplicates, official
+from emnist_jax.config import ConfigDict, base
+from emnist_jax.datasets import duplicates, synthetic
 from emnist_jax.errors import UserError, unknown
 
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder with the files of all named sets; default: TFDS supplies them"
+    "data_dir", None, "Folder with the files of all named sets, or of `folder`; default: TFDS supplies them"
 )
 _VALIDATION_EXAMPLES = flags.DEFINE_integer(
     "validation_examples", None, "Last rows of train that are validation; default: each set's conventional number"
@@ -148,7 +149,8 @@ def read(arguments: Sequence[str], data_dir: str | None = None, validation_examp
     wanted = {}  # the splits of each set; a dict keeps their order, and each once
     for argument in arguments:
         name, colon, split = argument.partition(":")
-        datasets.class_names(name)  # raises for an unknown name, before any set is read
+        with _in_own_terms():
+            datasets.class_names(_config(name, data_dir, None))  # raises for a wrong name, before any set is read
         if colon and split not in SPLITS:
             raise unknown(f"split in {argument!r}:", split, SPLITS)
         wanted.setdefault(name, {}).update(dict.fromkeys([split] if colon else SPLITS))
@@ -157,7 +159,8 @@ def read(arguments: Sequence[str], data_dir: str | None = None, validation_examp
     splits = []
     for name, of_set in wanted.items():
         with Console(stderr=True).status(f"Reading {name}"):
-            dataset = _load(name, data_dir, validation_examples)
+            with _in_own_terms():
+                dataset = datasets.load(_config(name, data_dir, validation_examples))
             for split in of_set:
                 part = getattr(dataset, split)
                 digests = duplicates.digests(part.images)
@@ -165,15 +168,20 @@ def read(arguments: Sequence[str], data_dir: str | None = None, validation_examp
     return splits
 
 
-def _load(name: str, data_dir: str | None, validation_examples: int | None) -> datasets.Dataset:
+def _config(name: str, data_dir: str | None, validation_examples: int | None) -> ConfigDict:
     config = base().dataset
     config.name = name
-    config.data_dir = data_dir if name in official.SETS else None
+    config.data_dir = None if name in synthetic.CLASS_NAMES else data_dir
     config.validation_examples = validation_examples
+    return config
+
+
+@contextlib.contextmanager
+def _in_own_terms() -> Iterator[None]:
+    """Names this command's flags in errors, which speak of training's."""
     try:
-        return datasets.load(config)
+        yield
     except UserError as error:
-        # It speaks of training's flags.
         text = str(error).replace("--config.dataset.name=", "name ").replace("--config.dataset.", "--")
         raise UserError(text) from error
 

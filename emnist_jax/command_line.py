@@ -95,6 +95,7 @@ def run(main: Callable, config: str | None = "required", positional: bool = Fals
             print(text, flush=True)
         os._exit(0)
     logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().setFormatter(None)  # the message alone
     # orbax logs every step of a save and, as tensorstore does in its own threads, pages about one that fails.
     logging.get_absl_logger().disabled = True
     sys.unraisablehook = _unraisablehook

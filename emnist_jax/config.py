@@ -29,11 +29,11 @@ def base() -> ConfigDict:
     config.dataset = ConfigDict(
         {
             "name": "synthetic/balanced",  # one of datasets.NAMES
-            "data_dir": placeholder(str),  # folder with the official files; None: TFDS supplies them
+            "data_dir": placeholder(str),  # folder with the official files, or of pictures; None: TFDS supplies them
             "validation_examples": placeholder(int),  # last rows of train; None: the conventional number
             "train_per_class": placeholder(int),  # synthetic sets only: images rendered
             "test_per_class": placeholder(int),  # synthetic sets only: images rendered
-            "seed": 0,  # synthetic sets only: which set is rendered
+            "seed": 0,  # synthetic sets: which is rendered; folder: how it is split
             "mean": 0.1307,  # subtracted from the images, as a fraction of full brightness
             "std": 0.3081,  # divides the images, as a fraction of full brightness
         }

@@ -25,7 +25,7 @@ def describe(config) -> None:
     from emnist_jax.models.summary import summarize
 
     validate(config)
-    model = models.create(config.model, len(datasets.class_names(config.dataset.name)))
+    model = models.create(config.model, len(datasets.class_names(config.dataset)))
     summary = summarize(model)
     table = Table(title=f"{config.model.name}, input {_shape(model.input_shape)}")
     for column in ("layer", "kind", "output", "parameters"):

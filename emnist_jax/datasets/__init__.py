@@ -1,6 +1,7 @@
 """Data sets as arrays in memory: `load(config)` returns upright uint8 images.
 
-`official` reads the published sets. `synthetic` renders stand-ins that need no download.
+`official` reads the published sets. `folder` reads pictures of your own, by class. `synthetic` renders stand-ins that
+need no download.
 """
 
 import dataclasses
@@ -9,9 +10,10 @@ import ml_collections
 import numpy as np
 
 from emnist_jax import errors
-from emnist_jax.datasets import official, synthetic
+from emnist_jax.datasets import folder, official, synthetic
 
-NAMES = (*official.SETS, *synthetic.CLASS_NAMES)
+FOLDER = "folder"
+NAMES = (*official.SETS, *synthetic.CLASS_NAMES, FOLDER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Dataset:
     Attributes:
       name: One of `NAMES`.
       train: For training.
-      validation: For choosing models; cut from the official training split. May have no rows.
+      validation: For choosing models; cut from the training split, unless a folder has its own. May have
+        no rows.
       test: For the final figures.
       class_names: Name of each class, by label.
       synthetic: Whether the images were rendered. An accuracy on rendered images is no result.
@@ -48,10 +51,20 @@ class Dataset:
     synthetic: bool
 
 
-def class_names(name: str) -> tuple[str, ...]:
-    """Returns the name of each class of a data set without loading it, or raises UserError if `NAMES` lacks it."""
+def class_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """Returns the name of each class of a data set without loading it.
+
+    Args:
+      config: The section `config.dataset`.
+
+    Raises:
+      UserError: The name is unknown, or the folder has no classes.
+    """
+    name = config.name
     if name not in NAMES:
         raise errors.unknown("data set", name, NAMES)
+    if name == FOLDER:
+        return folder.class_names(config.data_dir)
     return official.SETS[name].class_names if name in official.SETS else synthetic.CLASS_NAMES[name]
 
 
@@ -65,14 +78,20 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
       UserError: The name is unknown, a setting is wrong, or a file is missing or damaged.
     """
     name = config.name
-    classes = class_names(name)
+    classes = class_names(config)
     per_class = (config.train_per_class, config.test_per_class)
-    if name in official.SETS:
-        if per_class != (None, None):
+    if name not in synthetic.CLASS_NAMES and per_class != (None, None):
+        raise errors.UserError(
+            f"--config.dataset.train_per_class and test_per_class are for synthetic/... sets; {name} has a fixed size"
+        )
+    if name == FOLDER:
+        if config.validation_examples:
             raise errors.UserError(
-                "--config.dataset.train_per_class and test_per_class are for synthetic/... sets; "
-                f"{name} has a fixed size"
+                f"--config.dataset.validation_examples={config.validation_examples} is not for folder, unless it is 0: "
+                "DIR/validation names the images"
             )
+        train, test, validation_examples = folder.read(config.data_dir, config.seed)
+    elif name in official.SETS:
         train, test = official.read(name, config.data_dir)
         validation_examples = official.SETS[name].validation_examples
     else:

@@ -13,6 +13,7 @@ from scipy import ndimage
 from skimage import measure, morphology
 
 from emnist_jax.errors import UserError
+from emnist_jax.inference import pictures
 
 SIZE = 28
 STYLES = ("mnist", "emnist")
@@ -61,6 +62,22 @@ class _Part:
             max(self.bottom, other.bottom),
             max(self.right, other.right),
         )
+
+
+def image_of(picture: pictures.Picture, style: str) -> np.ndarray:
+    """Brings a picture of one character into the form of the data sets: all its ink, cut out and centred.
+
+    Args:
+      picture: Of any size and brightness.
+      style: "mnist" or "emnist".
+
+    Returns:
+      uint8 `[28, 28]`, white on black.
+
+    Raises:
+      UserError: The picture cannot be read, or holds no ink.
+    """
+    return one_character(pictures.ink_of(pictures.open_picture(picture)), style).image
 
 
 def one_character(ink: np.ndarray, style: str) -> Character:

@@ -163,7 +163,7 @@ class Classifier:
         if isinstance(picture, np.ndarray) and picture.shape == (28, 28) and picture.dtype == np.uint8:
             return picture
         with _named(picture):
-            return characters.one_character(pictures.ink_of(pictures.open_picture(picture)), self.style).image
+            return characters.image_of(picture, self.style)
 
     def read(self, picture: Picture, single: bool = False) -> Reading:
         """Reads a picture of one character, a word, a line or several lines.
@@ -279,7 +279,7 @@ def _load_file(path: Path) -> Classifier:
 def _build(result: dict, variables: dict) -> Classifier:
     config = base()
     config.update(result["config"])
-    class_names = tuple(result.get("class_names") or datasets.class_names(config.dataset.name))
+    class_names = tuple(result.get("class_names") or datasets.class_names(config.dataset))
     model = models.create(config.model, len(class_names))
     _check_shapes(model, variables)
     return Classifier(model, variables, config.lock(), class_names, result)

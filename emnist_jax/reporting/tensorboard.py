@@ -1,6 +1,7 @@
 """TensorBoard's curves, pictures and hyper-parameters of a run."""
 
 import time
+import warnings
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -56,7 +57,11 @@ class TensorBoard:
         self.scalars(values, epoch["step"], epoch["unix_time"])
 
     def figure(self, name: str, figure: Figure, step: int) -> None:
-        self._write(step, summary=summary.image(name, figure_to_image(figure, close=False)))
+        with warnings.catch_warnings():
+            # matplotlib's font lacks the letters of many scripts, and shows boxes for them.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            image = figure_to_image(figure, close=False)
+        self._write(step, summary=summary.image(name, image))
 
     def hyper_parameters(self, config: dict, metrics: dict[str, float]) -> None:
         flat = {key: value for key, value in flatten(config).items() if value is not None}

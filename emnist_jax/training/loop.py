@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from emnist_jax import datasets
 from emnist_jax.config import flatten, validate
 from emnist_jax.errors import Stopped, UserError
 from emnist_jax.reporting import figures, terminal
@@ -61,6 +62,8 @@ def train_and_evaluate(config, workdir: Path, programs: dict | None = None) -> d
             stack.callback(training.tensorboard.close)
             training.train()
             result = training.test()
+        elif config.dataset.name == datasets.FOLDER:  # the only set whose images may be others by now
+            _check_same_images(workdir, result.get("dataset_sha256"), build(config))
         terminal.print_result(result, workdir)
         return result
 
@@ -82,6 +85,15 @@ def _open(config, workdir: Path, stack: contextlib.ExitStack) -> dict | None:
     return hosts.broadcast(result)
 
 
+def _check_same_images(workdir: Path, dataset_sha256: str, run: Run) -> None:
+    """Raises UserError unless the images that the workdir was trained on are the run's."""
+    if dataset_sha256 != run.dataset_sha256:
+        raise UserError(
+            f"{workdir} was trained on other images than those that {run.dataset.name} holds now; "
+            "restore them, or pass another --workdir"
+        )
+
+
 class Training:
     """A run under way: its state on the devices, and its record.
 
@@ -100,11 +112,7 @@ class Training:
         self._describe()
         if restored := self.checkpoints.restore_latest(run.abstract_state):
             state, self.record = restored
-            if self.record.dataset_sha256 != run.dataset_sha256:
-                raise UserError(
-                    f"{self.workdir} was trained on other images than those that {run.dataset.name} holds now; "
-                    "restore them, or pass another --workdir"
-                )
+            _check_same_images(self.workdir, self.record.dataset_sha256, run)
             self.state = run.replicate(state)
             log.info("resumed at step %d of %d", self.state.step, run.total_steps)
         else:
@@ -354,6 +362,7 @@ class Training:
             "model": run.config.model.name,
             "dataset": dataset.name,
             "dataset_sha256": run.dataset_sha256,
+            "class_names": list(dataset.class_names),
             "synthetic": dataset.synthetic,
             "shared_images": run.shared_images,
             "leaked": record.leaked,

@@ -80,7 +80,9 @@ class Run:
         """Returns the state at step 0, with the weights that `init_from` names."""
         state = self.create_state(jax.random.key(self.config.seed))
         if self.config.init_from:
-            params, batch_stats = weights.initial_weights(self.config.init_from, state.params, state.batch_stats)
+            params, batch_stats = weights.initial_weights(
+                self.config.init_from, state.params, state.batch_stats, self.dataset.class_names
+            )
             weights.check_same_network(self.config, self.model)
             variables = {"params": params, "batch_stats": batch_stats}
             # Copied twice: the state's buffers are donated, and one buffer cannot be donated twice.
@@ -94,12 +96,12 @@ class Run:
             return True
         if not self.config.init_from:
             return False
-        return hosts.broadcast(weights.leaked(self.config))
+        return hosts.broadcast(weights.leaked(self.config, self.dataset_sha256))
 
 
 def network(config) -> Network:
     """Builds the network of a config, for use inside `shard_map`."""
-    return models.create(config.model, len(datasets.class_names(config.dataset.name)), train_step.AXIS)
+    return models.create(config.model, len(datasets.class_names(config.dataset)), train_step.AXIS)
 
 
 @hosts.all_or_none("built")

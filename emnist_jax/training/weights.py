@@ -8,7 +8,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import flax
 import jax
 import numpy as np
 
-from emnist_jax import models
+from emnist_jax import datasets, models
 from emnist_jax.config import base
 from emnist_jax.errors import UserError, first_line
 from emnist_jax.models.layers import Network
@@ -53,13 +53,14 @@ _FREE_FIELDS = {
 }
 
 
-def initial_weights(source: str, params, batch_stats) -> tuple[Any, Any]:
+def initial_weights(source: str, params, batch_stats, class_names: Sequence[str] | None = None) -> tuple[Any, Any]:
     """Loads weights into our network; its head stays if theirs is missing or has other classes.
 
     Args:
       source: A finished run's workdir, or a file as in `load_file`.
       params: The initial parameters of our network.
       batch_stats: Its initial running statistics.
+      class_names: The names of its classes; None: any of the same number are the same.
 
     Returns:
       Parameters and batch_stats, of numpy arrays, in all processes.
@@ -70,7 +71,7 @@ def initial_weights(source: str, params, batch_stats) -> tuple[Any, Any]:
     merged = None
     with hosts.all_or_none("transferred"):
         if hosts.is_first():
-            loaded = load_file(source) if _is_file(source) else _load_run(Path(source))
+            loaded = load_file(source) if _is_file(source) else _load_run(Path(source), class_names)
             merged = [_merge(source, *pair) for pair in zip(loaded, jax.device_get((params, batch_stats)), strict=True)]
     params, batch_stats = hosts.broadcast(merged)
     return params, batch_stats
@@ -80,21 +81,30 @@ def _is_file(source: str) -> bool:
     return source.startswith(("keras:", "pytorch:"))
 
 
-def _load_run(workdir: Path) -> tuple[Any, Any]:
-    """Returns the parameters and batch_stats that a finished run tested."""
+def _load_run(workdir: Path, class_names: Sequence[str] | None) -> tuple[Any, Any]:
+    """Returns the parameters and batch_stats that a finished run tested, without the head if its classes are others."""
     result_path = workdir / "result.json"
     if not os.path.isfile(result_path):  # unlike Path.is_file, also for a name that is too long
         raise UserError(f"config.init_from={workdir} holds no finished run (no {result_path.name})")
     try:
-        variables = load_variables(workdir, json.loads(result_path.read_text())["step"])
+        result = json.loads(result_path.read_text())
+        variables = load_variables(workdir, result["step"])
+        theirs = result.get("class_names")  # an earlier version wrote none
     except Exception as error:  # damage shows as many kinds
         raise UserError(f"config.init_from={workdir} cannot be read: {first_line(error)}") from error
+    if class_names and theirs and list(class_names) != theirs:
+        variables["params"].pop("head", None)
     return variables["params"], variables["batch_stats"]
 
 
 @hosts.all_or_none("asked what leaked")
-def leaked(config) -> bool | None:
-    """Tells whether the weights of `config.init_from` know images that we validate or test on; None: not known."""
+def leaked(config, dataset_sha256: str) -> bool | None:
+    """Tells whether the weights of `config.init_from` know images that we validate or test on; None: not known.
+
+    Args:
+      config: The whole config.
+      dataset_sha256: Of our images; that of a folder tells whether it is the same one.
+    """
     if _is_file(config.init_from) or not hosts.is_first():
         return None
     try:
@@ -102,6 +112,8 @@ def leaked(config) -> bool | None:
         theirs = result["config"]
         same_split = theirs["dataset"] | {"data_dir": None} == config.dataset.to_dict() | {"data_dir": None}
         compared = theirs["transfer"]["target"] == config.dataset.name and config.dataset.validation_examples is None
+        if config.dataset.name == datasets.FOLDER:
+            same_split, compared = result["dataset_sha256"] == dataset_sha256, False
         return result["leaked"] or (False if same_split or compared else None)
     except (KeyError, TypeError, ValueError):  # made by an earlier version
         return None
