@@ -170,12 +170,8 @@ def _load(name: str, data_dir: str | None, validation_examples: int | None) -> d
     config.name = name
     config.data_dir = data_dir if name in official.SETS else None
     config.validation_examples = validation_examples
-    try:
+    with command_line.own_flags():
         return datasets.load(config)
-    except UserError as error:
-        # It speaks of training's flags.
-        text = str(error).replace("--config.dataset.name=", "name ").replace("--config.dataset.", "--")
-        raise UserError(text) from error
 
 
 def tables(result: Audit) -> tuple[Table, Table]:

@@ -4,6 +4,8 @@
 """
 
 import dataclasses
+import functools
+import hashlib
 
 import ml_collections
 import numpy as np
@@ -46,6 +48,15 @@ class Dataset:
     test: Split
     class_names: tuple[str, ...]
     synthetic: bool
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """The digest of all images and labels, split by split."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.validation, self.test):
+            digest.update(split.images)
+            digest.update(split.labels)
+        return digest.hexdigest()
 
 
 def class_names(name: str) -> tuple[str, ...]:

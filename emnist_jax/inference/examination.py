@@ -53,6 +53,11 @@ class Corrupted:
     accuracy: measures.Accuracy
     example: np.ndarray
 
+    @property
+    def title(self) -> str:
+        """E.g. "rotation, 10 degrees"."""
+        return f"{self.name}, {self.amount:g} {self.unit if self.amount != 1 else self.unit.removesuffix('s')}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Averaging:
