@@ -23,7 +23,9 @@ from emnist_jax.errors import UserError
 
 _NETWORK = command_line.define_network_flags()
 _DATASET = flags.DEFINE_string("dataset", None, "Data set to read; default: the one that the network was trained on")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder with the files of the data set; default: TFDS supplies them")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder with the files of the data set; default: TFDS supplies them", allow_override=True
+)
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "Images to read; choose by validation alone")
 _OUT = flags.DEFINE_string("out", None, "Folder that takes evaluation.html and .json; default: evaluation/NAME")
 
@@ -90,7 +92,7 @@ def _compare(paths: tuple[str, ...]) -> None:
     from emnist_jax.reporting import comparison_report
 
     for name in ("model", "workdir", "dataset", "data_dir"):
-        if flags.FLAGS[name].present:
+        if not flags.FLAGS[name].using_default_value:
             raise UserError(f"leave out --{name}: runs side by side are compared as training measured them")
     if len(paths) == 1:
         raise UserError(f"name two runs or more, or --workdir={paths[0]} for this one alone")

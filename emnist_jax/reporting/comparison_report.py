@@ -8,14 +8,22 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from rich import box
 from rich.table import Table
 
 from emnist_jax.config import base, flatten
-from emnist_jax.errors import UserError
+from emnist_jax.errors import UserError, first_line
 from emnist_jax.inference import measures
 from emnist_jax.reporting import page
+
+# Of result.json, beside the accuracies.
+_NEEDED = (
+    *("model", "dataset", "dataset_sha256", "synthetic", "parameters", "config", "history"),
+    *("epochs", "train_seconds", "device", "commit"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +58,14 @@ def read(paths: Sequence[str], split: str) -> list[ComparedRun]:
             path = path / "result.json"
         try:
             result = json.loads(path.read_text())
+            if missing := [key for key in (*_NEEDED, split) if key not in result]:
+                raise UserError(f"{path} cannot be compared: it has no {', '.join(missing)}")
             measured = result[split]
-            result["history"], result["config"]["seed"], result["train_seconds"]  # raises if one is missing
             accuracy = measured and _accuracy(measured["top1"], measured["examples"])
         except OSError as error:
             raise UserError(f"{text} is no finished run: cannot read {path}: {error.strerror}") from error
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is no result of a run: {error!r}") from error
+            raise UserError(f"{path} is no result of a run: {first_line(error)}") from error
         runs.append(ComparedRun(name, accuracy, result))
     return runs
 
@@ -83,7 +92,7 @@ def differences(runs: Sequence[ComparedRun]) -> dict[str, list]:
 
 def numbers(runs: Sequence[ComparedRun], split: str) -> dict[str, Any]:
     """Returns what is compared, for JSON."""
-    kept = ("model", "dataset", "synthetic", "leaked", "trainable_parameters", "train_seconds", "device", "commit")
+    kept = ("model", "dataset", "synthetic", "leaked", "parameters", "train_seconds", "device", "commit")
     return {
         "split": split,
         "differences": differences(runs),
@@ -105,7 +114,7 @@ def table(runs: Sequence[ComparedRun], split: str) -> Table:
         if run.accuracy:
             accuracy = page.percent(run.accuracy.fraction)
             interval = f"{page.percent(run.accuracy.low)} to {page.percent(run.accuracy.high)}"
-        parameters, minutes = run.result["trainable_parameters"], run.result["train_seconds"] / 60
+        parameters, minutes = run.result["parameters"], run.result["train_seconds"] / 60
         found.add_row(run.name, accuracy, interval, f"{parameters:,}", f"{minutes:.1f}")
     return found
 
@@ -115,7 +124,7 @@ def write(path: Path, runs: Sequence[ComparedRun], split: str) -> None:
     with matplotlib.rc_context(page.STYLE):
         curves, parameters, time = (
             _curves(runs),
-            _scatter(runs, lambda result: result["trainable_parameters"], "trainable parameters", split),
+            _scatter(runs, lambda result: result["parameters"], "parameters", split),
             _scatter(runs, lambda result: result["train_seconds"] / 60, "minutes of training", split),
         )
     page.write(
@@ -146,7 +155,7 @@ def _notes(runs: Sequence[ComparedRun], split: str) -> list[str]:
     if len({result["device"] for result in results}) > 1:
         notes.append("The runs were made on different devices: their times cannot be compared.")
     if split == "test":
-        notes.append("This is a report. Choose nothing by the test images: --split=validation is for that.")
+        notes.append("This is a report. Choose nothing by the test images, but by the validation images.")
     return notes
 
 
@@ -158,12 +167,14 @@ def _curves(runs: Sequence[ComparedRun]) -> Figure:
         validated = [epoch for epoch in history if "validation" in epoch]
         errors = [100 * (1 - epoch["validation"]["top1"]) for epoch in validated]
         epochs = [epoch["epoch"] for epoch in validated]
-        above.plot(epochs, errors, color=f"C{i}", label=run.name, marker="o", markersize=2.5)
+        above.plot(epochs, errors, color=f"C{i}", label=f"{i + 1}: {run.name}", marker="o", markersize=2.5)
         below.plot(epochs, [epoch["validation"]["loss"] for epoch in validated], color=f"C{i}")
         trained = [epoch["epoch"] for epoch in history], [epoch["train"]["loss"] for epoch in history]
         below.plot(*trained, "--", color=f"C{i}", alpha=0.6)
     above.set(ylabel="validation error, %", yscale="log")
     below.set(ylabel="loss", xlabel="epoch", yscale="log")
+    _write_plain_numbers(above.yaxis)
+    _write_plain_numbers(below.yaxis)
     figure.legend(loc="outside upper left", fontsize=8, ncols=1 + (len(runs) > 6))
     return figure
 
@@ -171,12 +182,23 @@ def _curves(runs: Sequence[ComparedRun]) -> Figure:
 def _scatter(runs: Sequence[ComparedRun], value: Callable[[dict], float], label: str, split: str) -> Figure:
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    for i, run in enumerate(runs):
+    values = [value(run.result) for run in runs]
+    for i, (x, run) in enumerate(zip(values, runs, strict=True)):
         if accuracy := run.accuracy:
-            x, low, high = value(run.result), 100 * accuracy.low, 100 * accuracy.high
+            low, high = 100 * accuracy.low, 100 * accuracy.high
             axes.vlines(x, low, high, color=f"C{i}", linewidth=3, alpha=0.5)
-            axes.plot(x, 100 * accuracy.fraction, "o", color=f"C{i}", label=run.name)
+            axes.plot(x, 100 * accuracy.fraction, "o", color=f"C{i}")
+            axes.annotate(i + 1, (x, 100 * accuracy.fraction), xytext=(5, 3), textcoords="offset points")
     axes.margins(x=0.15)
-    axes.set(xscale="log", xlabel=label, ylabel=f"{split} accuracy, %")
-    figure.legend(loc="outside upper left", fontsize=8, ncols=1 + (len(runs) > 6))
+    axes.set(xlabel=label, ylabel=f"{split} accuracy, %")
+    if max(values) > 10 * min(values):
+        axes.set_xscale("log")
+        _write_plain_numbers(axes.xaxis)
     return figure
+
+
+def _write_plain_numbers(axis: Axis) -> None:
+    """Labels a logarithmic axis with plain numbers instead of powers of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_formatter(NullFormatter())

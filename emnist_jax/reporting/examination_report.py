@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 from pathlib import Path
 
+import jax
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -72,7 +73,7 @@ def subject(network: str, classifier: Classifier, dataset: Dataset, split: str) 
     return Subject(
         network=network,
         model=result["model"],
-        parameters=result["trainable_parameters"],
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(classifier.variables["params"])),
         trained_on=trained_on,
         training_commit=result["commit"],
         dataset=dataset.name,
@@ -160,7 +161,7 @@ def _notes(subject: Subject) -> list[str]:
     if subject.split == "validation" and subject.dataset == subject.trained_on:
         notes.append("Training may have chosen its epoch by the validation images, so their accuracy may be too high.")
     if subject.split == "test":
-        notes.append("This is a report. Choose nothing by the test images: --split=validation is for that.")
+        notes.append("This is a report. Choose nothing by the test images, but by the validation images.")
     return notes
 
 
