@@ -5,11 +5,10 @@ counts are of images that have the same pixels, within each split and between ea
 and in a test split makes the test accuracy too high; one with two labels makes the labels doubtful.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +148,7 @@ def read(arguments: Sequence[str], data_dir: str | None = None, validation_examp
     wanted = {}  # the splits of each set; a dict keeps their order, and each once
     for argument in arguments:
         name, colon, split = argument.partition(":")
-        with _in_own_terms():
+        with command_line.own_flags():
             datasets.class_names(_config(name, data_dir, None))  # raises for a wrong name, before any set is read
         if colon and split not in SPLITS:
             raise unknown(f"split in {argument!r}:", split, SPLITS)
@@ -159,7 +158,7 @@ def read(arguments: Sequence[str], data_dir: str | None = None, validation_examp
     splits = []
     for name, of_set in wanted.items():
         with Console(stderr=True).status(f"Reading {name}"):
-            with _in_own_terms():
+            with command_line.own_flags():
                 dataset = datasets.load(_config(name, data_dir, validation_examples))
             for split in of_set:
                 part = getattr(dataset, split)
@@ -174,16 +173,6 @@ def _config(name: str, data_dir: str | None, validation_examples: int | None) ->
     config.data_dir = None if name in synthetic.CLASS_NAMES else data_dir
     config.validation_examples = validation_examples
     return config
-
-
-@contextlib.contextmanager
-def _in_own_terms() -> Iterator[None]:
-    """Names this command's flags in errors, which speak of training's."""
-    try:
-        yield
-    except UserError as error:
-        text = str(error).replace("--config.dataset.name=", "name ").replace("--config.dataset.", "--")
-        raise UserError(text) from error
 
 
 def tables(result: Audit) -> tuple[Table, Table]:

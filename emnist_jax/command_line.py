@@ -19,9 +19,10 @@ from emnist_jax.config import base, experiment_name
 from emnist_jax.errors import Stopped, UserError, first_line, unknown
 from emnist_jax.training import signals
 
-flags.disclaim_key_flags()  # those defined here belong to the command that asks for them
+# The flags that are defined here are those of the command that asks for them, also in its help.
+flags.disclaim_key_flags()
 
-COMMANDS = ("main", "predict", "summary", "sweep", "results", "audit")
+COMMANDS = ("main", "predict", "evaluate", "summary", "sweep", "results", "audit")
 _EXPERIMENT = """\
   --config: Experiment file, with its variant: configs/quickstart.py, configs/densenet.py:layer_1
   --config.KEY: Another value for a key, e.g. --config.training.epochs=5; emnist_jax/config.py says all keys
@@ -46,6 +47,16 @@ def define_network_flags() -> Callable[[], str]:
     )
     flags.DEFINE_string("workdir", None, "Folder of a finished run, instead of --model", allow_override=True)
     return lambda: flags.FLAGS.workdir or flags.FLAGS.model
+
+
+@contextlib.contextmanager
+def own_flags():
+    """Says what is wrong with a data set in terms of a command's own flags, not of training's."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error).replace("--config.dataset.name=", "name ").replace("--config.dataset.", "--")
+        raise UserError(text) from error
 
 
 def run(main: Callable, config: str | None = "required", positional: bool = False) -> None:

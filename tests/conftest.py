@@ -21,7 +21,7 @@ os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = _CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # They import PyTorch and Keras, which takes seconds.
 _COMPARISONS = ("test_parity_keras.py", "test_parity_pytorch.py")
-# As does tensorboardX, if PyTorch is there: not in the processes that tests start.
+# As does tensorboardX, if PyTorch is there: not in tests, nor in the processes that they start.
 with open(os.path.join(_CACHE, "torch.py"), "w") as _file:
     _file.write("raise ImportError")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (_CACHE, os.environ.get("PYTHONPATH"))))
@@ -29,7 +29,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (_CACHE, os.environ.get(
 
 def pytest_configure(config):
     if "not parity" in config.option.markexpr:
-        sys.modules.setdefault("torch", None)
+        sys.path.insert(0, _CACHE)  # not None in sys.modules, which scipy takes for a module
 
 
 def pytest_ignore_collect(collection_path, config):

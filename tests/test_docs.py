@@ -30,7 +30,7 @@ NOT_RUN = {
 # Flags whose files or processes are not here; test_weights.py, test_datasets.py and test_hosts.py pass them.
 LEFT_OUT = re.compile("--(workdir|config.init_from|config.dataset.data_dir|distributed|coord|num_proc|process_id)")
 
-POSITIONAL = ("audit", "predict")
+POSITIONAL = ("audit", "evaluate", "predict")
 
 PAGES = "".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
 BLOCKS = "".join(re.findall(r"^```sh\n(.*?)^```", PAGES, re.M | re.S)).replace("\\\n", " ")
@@ -45,7 +45,9 @@ TRAININGS = {" ".join(word for word in match[2].split() if not LEFT_OUT.match(wo
 def parse(program: str, arguments: list[str]) -> flags.FlagValues:
     values, module = flags.FlagValues(), importlib.import_module(f"emnist_jax.{program}")
     names = {own.name for own in vars(module).values() if isinstance(own, flags.FlagHolder)}
-    for name in names | ({"model", "workdir"} if hasattr(module, "_network") else set()):
+    if hasattr(module, "_NETWORK"):  # command_line.define_network_flags
+        names |= {"model", "workdir"}
+    for name in names:
         values[name] = copy.deepcopy(flags.FLAGS[name])
     arguments = [argument.replace("--config=", f"--config={ROOT}/", 1) for argument in arguments]
     kinds = {"main": "required", "summary": "optional", "sweep": "sweep"}

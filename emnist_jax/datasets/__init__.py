@@ -5,6 +5,8 @@ need no download.
 """
 
 import dataclasses
+import functools
+import hashlib
 
 import ml_collections
 import numpy as np
@@ -49,6 +51,15 @@ class Dataset:
     test: Split
     class_names: tuple[str, ...]
     synthetic: bool
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """The digest of all images and labels, split by split."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.validation, self.test):
+            digest.update(split.images)
+            digest.update(split.labels)
+        return digest.hexdigest()
 
 
 def class_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import logging
 import math
 from collections.abc import Callable
@@ -139,16 +138,12 @@ def build(config) -> Run:
             "without validation images there is no best epoch, plateau or early stopping: set "
             "config.training.select=last, another schedule, or config.dataset.validation_examples"
         )
-    digest = hashlib.sha256()
-    for split in (dataset.train, dataset.validation, dataset.test):
-        digest.update(split.images)
-        digest.update(split.labels)
     optimizer, schedule = optimizers.make_optimizer(config, total_steps, steps_per_epoch)
     return Run(
         config=config,
         mesh=mesh,
         dataset=dataset,
-        dataset_sha256=digest.hexdigest(),
+        dataset_sha256=dataset.sha256,
         shared_images=shared_images,
         model=model,
         optimizer=optimizer,

@@ -1,0 +1,123 @@
+"""Reports on a trained network, in pictures: `python -m emnist_jax.evaluate --model=mnist_squeeze_10`.
+
+It reads all images of a split, and writes a page and a JSON file: accuracy with its interval, classes, confusions,
+mistakes, calibration, corrupted images, and test-time averaging. --dataset names another data set of the same classes.
+
+    python -m emnist_jax.evaluate --workdir=RUN
+    python -m emnist_jax.evaluate RUN RUN
+
+The second sets two or more runs side by side, by their result.json: configs, curves, accuracy, parameters, time.
+"""
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+
+from absl import flags
+from rich.console import Console
+
+from emnist_jax import command_line, datasets
+from emnist_jax.config import base
+from emnist_jax.errors import UserError
+
+_NETWORK = command_line.define_network_flags()
+_DATASET = flags.DEFINE_string("dataset", None, "Data set to read; default: the one that the network was trained on")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder with the files of the data set; default: TFDS supplies them", allow_override=True
+)
+_SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "Images to read; choose by validation alone")
+_OUT = flags.DEFINE_string("out", None, "Folder that takes evaluation.html and .json; default: evaluation/NAME")
+
+
+def main(*runs: str) -> None:
+    try:
+        import jinja2  # noqa: F401
+        import sklearn  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(f"evaluate needs {error.name}: pip install -e '.[evaluate]'") from error
+    if runs:
+        _compare(runs)
+    else:
+        _examine()
+
+
+def _examine() -> None:
+    from emnist_jax.inference.classifier import load
+    from emnist_jax.inference.examination import examine
+    from emnist_jax.reporting import examination_report
+
+    with Console(stderr=True).status("Loading the network") as status:
+        classifier = load(_NETWORK())
+        trained_on = classifier.config.dataset.name
+        name = _DATASET.value or trained_on
+        if datasets.class_names(name) != classifier.class_names:
+            known, asked = (" ".join(names) for names in (classifier.class_names, datasets.class_names(name)))
+            raise UserError(f"{name} has other classes ({asked}) than {_NETWORK()} ({known})")
+        network = _name_of(Path(_NETWORK()).resolve())
+        others = [part for part in (name, _SPLIT.value) if part not in (trained_on, "test")]
+        with _out_folder("_".join([network, *others]).replace("/", "_")) as out:
+            status.update(f"Loading {name}")
+            dataset = _load(name, classifier)
+            examination = examine(classifier, dataset, _SPLIT.value, status.update)
+            subject = examination_report.subject(network, classifier, dataset, _SPLIT.value)
+            status.update("Drawing the page")
+            _write_json(out, dataclasses.asdict(subject) | examination.numbers())
+            examination_report.write(out / "evaluation.html", subject, examination)
+    Console(width=120, highlight=False).print(examination_report.table(subject, examination))
+    print(out / "evaluation.html")
+
+
+def _name_of(path: Path) -> str:
+    """Returns a name for a network; a sweep's folders are ROW/seedN."""
+    name = path.name.removesuffix(".safetensors")
+    return f"{path.parent.name}_{name}" if name.startswith("seed") else name
+
+
+def _load(name: str, classifier) -> datasets.Dataset:
+    """Loads the data set as it was split for training, or another as it is split by convention."""
+    config = classifier.config.dataset.copy_and_resolve_references()
+    if name != config.name:
+        config = base().dataset
+        config.name = name
+    config.data_dir = _DATA_DIR.value or config.data_dir
+    with command_line.own_flags():
+        dataset = datasets.load(config)
+    if not len(getattr(dataset, _SPLIT.value).labels):
+        raise UserError(f"{name} has no {_SPLIT.value} images, as it was split for the training of {_NETWORK()}")
+    return dataset
+
+
+def _compare(paths: tuple[str, ...]) -> None:
+    from emnist_jax.reporting import comparison_report
+
+    for name in ("model", "workdir", "dataset", "data_dir"):
+        if not flags.FLAGS[name].using_default_value:
+            raise UserError(f"leave out --{name}: runs side by side are compared as training measured them")
+    if len(paths) == 1:
+        raise UserError(f"name two runs or more, or --workdir={paths[0]} for this one alone")
+    runs = comparison_report.read(paths, _SPLIT.value)
+    with _out_folder("comparison") as out:
+        _write_json(out, comparison_report.numbers(runs, _SPLIT.value))
+        comparison_report.write(out / "evaluation.html", runs, _SPLIT.value)
+    Console(width=120, highlight=False).print(comparison_report.table(runs, _SPLIT.value))
+    print(out / "evaluation.html")
+
+
+@contextlib.contextmanager
+def _out_folder(name: str):
+    """Makes the folder, before anything takes long, and says in one line what cannot be written."""
+    out = Path(_OUT.value or f"evaluation/{name}").expanduser()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        yield out
+    except OSError as error:
+        raise UserError(f"cannot write --out={out}: {error.strerror}") from error
+
+
+def _write_json(out: Path, values: dict) -> None:
+    (out / "evaluation.json").write_text(json.dumps(values, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    command_line.run(main, config=None, positional=True)
