@@ -97,7 +97,7 @@ def characters(ink: np.ndarray, style: str) -> list[Character]:
         wide = max(0.5 * height, 2 * float(np.median(gaps or [0])))
         for part, gap in zip(line, [0, *gaps], strict=True):
             character = _character(ink, labels, part, style)
-            found.append(dataclasses.replace(character, line=number, after_space=gap > wide))
+            found.append(dataclasses.replace(character, line=number, after_space=bool(gap > wide)))
     return found
 
 

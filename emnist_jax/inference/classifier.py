@@ -143,7 +143,7 @@ class Classifier:
         """Classifies pictures with one character each.
 
         Args:
-          images: One picture or several: paths, PIL images, or arrays. Arrays uint8 `[28, 28]` and `[N, 28, 28]` are
+          images: One picture or several: paths, contents of files, PIL images, or arrays. Arrays uint8 `[28, 28]` and `[N, 28, 28]` are
             taken as the data sets have them: upright, white on black. All other pictures may have any size and
             brightness: their character is cut out and centred.
 
@@ -152,7 +152,7 @@ class Classifier:
         """
         if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[1:] == (28, 28):
             return self.classify(images)
-        if not isinstance(images, Sequence) or isinstance(images, str):
+        if not isinstance(images, Sequence) or isinstance(images, str | bytes):
             images = [images]
         prepared = [self._prepare(image) for image in images]
         return self.classify(np.stack(prepared) if prepared else np.zeros((0, 28, 28), np.uint8))

@@ -109,7 +109,8 @@ def print_result(result: dict, workdir: Path) -> None:
     CONSOLE.print(f"tensorboard --logdir {workdir}", soft_wrap=True)
 
 
-_LEAKED = {
+# What is said of a result, by its `leaked`.
+LEAKED = {
     False: None,
     True: "images that it is tested on, or that it will be fine-tuned for, were trained on",
     None: "not known: nobody compared the test images with those that its first weights were trained on",
@@ -130,7 +131,7 @@ def result_table(result: dict) -> Table:
         ("parameters", f"{result['parameters']:,}"),
         ("test top-1", accuracy("top1")),
         ("test top-5", accuracy("top5")),
-        *([("leaked", leaked)] if (leaked := _LEAKED[result.get("leaked", False)]) else []),
+        *([("leaked", leaked)] if (leaked := LEAKED[result.get("leaked", False)]) else []),
         ("epochs", f"{result['epochs']:g}"),
         (
             "training",
