@@ -35,7 +35,8 @@ def listen(host: str, port: int) -> socket.socket:
         advice = "pass another --port, or --port=0 for any that is free"
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):
             advice = "pass an address of this computer as --host"
-        raise UserError(f"cannot listen at {host}, port {port}: {error.strerror}; {advice}") from error
+        reason = error.strerror.partition(" (")[0]  # without the address
+        raise UserError(f"cannot listen at {host}, port {port}: {reason}; {advice}") from error
 
 
 def main() -> None:

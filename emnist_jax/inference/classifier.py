@@ -143,9 +143,9 @@ class Classifier:
         """Classifies pictures with one character each.
 
         Args:
-          images: One picture or several: paths, contents of files, PIL images, or arrays. Arrays uint8 `[28, 28]` and `[N, 28, 28]` are
-            taken as the data sets have them: upright, white on black. All other pictures may have any size and
-            brightness: their character is cut out and centred.
+          images: One picture or several: paths, contents of files, PIL images, or arrays. Arrays uint8 `[28, 28]` and
+            `[N, 28, 28]` are taken as the data sets have them: upright, white on black. All other pictures may have any
+            size and brightness: their character is cut out and centred.
 
         Raises:
           UserError: A picture cannot be read, or holds no ink.
@@ -201,7 +201,7 @@ class Classifier:
         Returns:
           float32 `[28, 28]` in 0 to 1: the size of the gradient of the log-probability, relative to its largest.
         """
-        gradient = np.asarray(self._gradient(self.variables, image, label))
+        gradient = np.asarray(self._gradient(self.variables, image, np.int32(label)))
         return gradient / max(float(gradient.max()), 1e-30)
 
     def save(self, path: Path) -> None:

@@ -122,7 +122,7 @@ def application(classifier: Classifier, hosts: Collection[str] | None) -> Callab
         if hosts is not None and hostname not in hosts:
             raise Forbidden(f"this page is not at {hostname}")
         origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != request.host:
+        if origin is not None and origin not in (f"http://{request.host}", f"https://{request.host}"):
             raise Forbidden("another page cannot use this one")
         endpoint, arguments = _URLS.bind_to_environ(request.environ).match()
         if endpoint == "index":
