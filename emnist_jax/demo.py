@@ -17,7 +17,6 @@ from emnist_jax import command_line
 from emnist_jax.errors import UserError
 
 _NETWORK = command_line.define_network_flags()
-flags.adopt_module_key_flags(command_line)  # so that --help names them
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0: other computers can use the page, too")
 _PORT = flags.DEFINE_integer("port", 8000, "Port to listen at; 0: any that is free", 0, 65535)
 _BROWSER = flags.DEFINE_bool("browser", True, "Open the page in the browser")

@@ -234,8 +234,10 @@ def test_a_drawing_is_cleared(page, way):
 
 
 def test_an_answer_about_a_cleared_drawing_is_not_shown(page):
-    hold_answers(page)
     draw(page, DIGITS["3"])
+    wait_for_text(page, "answer", "3")
+    hold_answers(page)
+    draw(page, [[(0.47, 0.5), (0.5, 0.5)]])
     page.find_element(By.ID, "clear").click()
     page.execute_script(
         """window.shown = [];

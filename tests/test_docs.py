@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 from absl import flags
 
-from emnist_jax import audit, command_line, main, results, summary, sweep  # noqa: F401  they define flags
+from emnist_jax import audit, command_line, demo, main, results, summary, sweep  # noqa: F401  they define flags
 from emnist_jax.config import validate
 from emnist_jax.datasets import official
 from emnist_jax.errors import UserError
@@ -42,9 +42,11 @@ TRAININGS = {" ".join(word for word in match[2].split() if not LEFT_OUT.match(wo
 
 def parse(program: str, arguments: list[str]) -> flags.FlagValues:
     values, module = flags.FlagValues(), importlib.import_module(f"emnist_jax.{program}")
-    for own in vars(module).values():
-        if isinstance(own, flags.FlagHolder):
-            values[own.name] = copy.deepcopy(flags.FLAGS[own.name])
+    names = [own.name for own in vars(module).values() if isinstance(own, flags.FlagHolder)]
+    if hasattr(module, "_NETWORK"):  # command_line.define_network_flags
+        names += ["model", "workdir"]
+    for name in names:
+        values[name] = copy.deepcopy(flags.FLAGS[name])
     arguments = [argument.replace("--config=", f"--config={ROOT}/", 1) for argument in arguments]
     kinds = {"main": "required", "summary": "optional", "sweep": "sweep"}
     command_line.parse([program, *arguments], kinds.get(program), program == "audit", values)
