@@ -6,6 +6,7 @@ probable characters, the page shows the image that the network saw, and where it
 
 import errno
 import ipaddress
+import logging
 import socket
 import threading
 import webbrowser
@@ -59,7 +60,8 @@ def main() -> None:
     if _BROWSER.value:
         # A browser in the terminal would keep this thread from answering it.
         threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-    # One thread, so that large pictures wait for each other instead of filling the memory.
+    # One thread, so that large pictures wait for each other instead of filling the memory; it would warn of each wait.
+    logging.getLogger("waitress.queue").disabled = True
     waitress.create_server(
         application, sockets=[listener], threads=1, max_request_body_size=server.MOST_BYTES, ident=None
     ).run()
