@@ -50,15 +50,16 @@ def _examine() -> None:
     with Console(stderr=True).status("Loading the network") as status:
         classifier = load(_NETWORK())
         trained_on = classifier.config.dataset.name
-        name = _DATASET.value or trained_on
-        if datasets.class_names(name) != classifier.class_names:
-            known, asked = (" ".join(names) for names in (classifier.class_names, datasets.class_names(name)))
+        config = _dataset_config(classifier)
+        name, class_names = config.name, datasets.class_names(config)
+        if class_names != classifier.class_names:
+            known, asked = (" ".join(names) for names in (classifier.class_names, class_names))
             raise UserError(f"{name} has other classes ({asked}) than {_NETWORK()} ({known})")
         network = _name_of(Path(_NETWORK()).resolve())
         others = [part for part in (name, _SPLIT.value) if part not in (trained_on, "test")]
         with _out_folder("_".join([network, *others]).replace("/", "_")) as out:
             status.update(f"Loading {name}")
-            dataset = _load(name, classifier)
+            dataset = _load(config)
             examination = examine(classifier, dataset, _SPLIT.value, status.update)
             subject = examination_report.subject(network, classifier, dataset, _SPLIT.value)
             status.update("Drawing the page")
@@ -74,17 +75,21 @@ def _name_of(path: Path) -> str:
     return f"{path.parent.name}_{name}" if name.startswith("seed") else name
 
 
-def _load(name: str, classifier) -> datasets.Dataset:
-    """Loads the data set as it was split for training, or another as it is split by convention."""
+def _dataset_config(classifier):
+    """Returns the settings of the data set as it was split for training, or of another as it is split by convention."""
     config = classifier.config.dataset.copy_and_resolve_references()
-    if name != config.name:
+    if _DATASET.value not in (None, config.name):
         config = base().dataset
-        config.name = name
+        config.name = _DATASET.value
     config.data_dir = _DATA_DIR.value or config.data_dir
+    return config
+
+
+def _load(config) -> datasets.Dataset:
     with command_line.own_flags():
         dataset = datasets.load(config)
     if not len(getattr(dataset, _SPLIT.value).labels):
-        raise UserError(f"{name} has no {_SPLIT.value} images, as it was split for the training of {_NETWORK()}")
+        raise UserError(f"{config.name} has no {_SPLIT.value} images, as it was split for the training of {_NETWORK()}")
     return dataset
 
 

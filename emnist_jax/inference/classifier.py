@@ -145,16 +145,16 @@ class Classifier:
         """Classifies pictures with one character each.
 
         Args:
-          images: One picture or several: paths, PIL images, or arrays. Arrays uint8 `[28, 28]` and `[N, 28, 28]` are
-            taken as the data sets have them: upright, white on black. All other pictures may have any size and
-            brightness: their character is cut out and centred.
+          images: One picture or several: paths, contents of files, PIL images, or arrays. Arrays uint8 `[28, 28]` and
+            `[N, 28, 28]` are taken as the data sets have them: upright, white on black. All other pictures may have any
+            size and brightness: their character is cut out and centred.
 
         Raises:
           UserError: A picture cannot be read, or holds no ink.
         """
         if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[1:] == (28, 28):
             return self.classify(images)
-        if not isinstance(images, Sequence) or isinstance(images, str):
+        if not isinstance(images, Sequence) or isinstance(images, str | bytes):
             images = [images]
         prepared = [self._prepare(image) for image in images]
         return self.classify(np.stack(prepared) if prepared else np.zeros((0, 28, 28), np.uint8))
@@ -204,7 +204,7 @@ class Classifier:
         Returns:
           float32 `[28, 28]` in 0 to 1: the size of the gradient of the log-probability, relative to its largest.
         """
-        gradient = np.asarray(self._gradient(self.variables, image, label))
+        gradient = np.asarray(self._gradient(self.variables, image, np.int32(label)))
         return gradient / max(float(gradient.max()), 1e-30)
 
     def save(self, path: Path) -> None:

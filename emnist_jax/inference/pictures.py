@@ -4,6 +4,7 @@ A picture is a photo, a scan or a drawing: any size and mode, dark on light or l
 """
 
 import contextlib
+import io
 import os
 import warnings
 from pathlib import Path
@@ -14,10 +15,13 @@ from skimage.filters import threshold_otsu
 
 from emnist_jax.errors import UserError, first_line
 
-# What a picture may be given as; an array is `[H, W]`, `[H, W, 1]`, `[H, W, 3]` or `[H, W, 4]`.
-Picture = str | os.PathLike | Image.Image | np.ndarray
+# What a picture may be given as: a path, the content of a file, or an array `[H, W]`, `[H, W, 1]`, `[H, W, 3]` or
+# `[H, W, 4]`.
+Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 MOST_PIXELS = 100_000_000
+# Content may come from anywhere: no format, such as EPS, that Pillow starts another program for.
+_CONTENT_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 # Larger pictures are reduced: a character has enough pixels then, too.
 _LONG_SIDE = 1600
 # Ink must differ from its background by this much of the brightness, and by so many standard deviations of it.
@@ -41,6 +45,8 @@ def open_picture(picture: Picture) -> np.ndarray:
                 image = _from_array(picture)
             elif isinstance(picture, Image.Image):
                 image = picture
+            elif isinstance(picture, bytes):
+                image = stack.enter_context(Image.open(io.BytesIO(picture), formats=_CONTENT_FORMATS))
             else:
                 if Path(picture).is_dir():
                     raise ValueError("it is a folder; name its files")
@@ -52,7 +58,7 @@ def open_picture(picture: Picture) -> np.ndarray:
             image.draft(None, (_LONG_SIDE, _LONG_SIDE))  # JPEG: decodes no more than is needed
             return _brightness(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
-        raise UserError("no picture in a format that Pillow knows") from error
+        raise UserError("no picture in a known format, such as PNG or JPEG") from error
     # A damaged file shows as many kinds of exception.
     except Exception as error:
         known = isinstance(error, ValueError | FileNotFoundError) and str(error)

@@ -109,6 +109,7 @@ def print_result(result: dict, workdir: Path) -> None:
     CONSOLE.print(f"tensorboard --logdir {workdir}", soft_wrap=True)
 
 
+# What is said of a result, by its `leaked`.
 LEAKED = {
     False: None,
     True: "images that it is tested on, or that it will be fine-tuned for, were trained on",
