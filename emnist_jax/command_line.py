@@ -19,7 +19,7 @@ from emnist_jax.config import base, experiment_name
 from emnist_jax.errors import Stopped, UserError, first_line, unknown
 from emnist_jax.training import signals
 
-COMMANDS = ("main", "summary", "sweep", "results", "audit")
+COMMANDS = ("main", "summary", "sweep", "results", "audit", "export")
 _EXPERIMENT = """\
   --config: Experiment file, with its variant: configs/quickstart.py, configs/densenet.py:layer_1
   --config.KEY: Another value for a key, e.g. --config.training.epochs=5; emnist_jax/config.py says all keys
