@@ -19,6 +19,9 @@ from emnist_jax.config import base, experiment_name
 from emnist_jax.errors import Stopped, UserError, first_line, unknown
 from emnist_jax.training import signals
 
+# The flags that are defined here are those of the command that asks for them, also in its help.
+flags.disclaim_key_flags()
+
 COMMANDS = ("main", "summary", "sweep", "results", "audit", "export")
 _EXPERIMENT = """\
   --config: Experiment file, with its variant: configs/quickstart.py, configs/densenet.py:layer_1
@@ -39,7 +42,9 @@ def config_name() -> str:
 
 def define_network_flags() -> Callable[[], str]:
     """Defines `--model` and `--workdir`, which name a trained network, and returns what gives its name."""
-    flags.DEFINE_string("model", "characters", "Trained network: its name, or a file that export wrote")
+    flags.DEFINE_string(
+        "model", "characters", "Trained network: its name, or a file that export wrote", allow_override=True
+    )
     flags.DEFINE_string("workdir", None, "Folder of a finished run, instead of --model", allow_override=True)
     return lambda: flags.FLAGS.workdir or flags.FLAGS.model
 

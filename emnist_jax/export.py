@@ -1,8 +1,8 @@
-"""Writes a trained network into a file that runs elsewhere: `python -m emnist_jax.export --workdir=runs/NAME --to=onnx`.
+"""Writes a trained network into a file that runs elsewhere: `python -m emnist_jax.export --workdir=runs/a --to=onnx`.
 
-The file is compared with the network on all test images of its data set, and written only if the top-1 is the same on
-every one. A second file, with .json behind its name, says the classes and what the input is. docs/export.md shows how to
-run each format without this package.
+The file is compared with the network on all test images of its data set, and kept only if the top-1 is the same on
+every one. A second file, with .json behind its name, says the classes and what the input is. docs/export.md shows how
+to run each format without this package.
 """
 
 import gzip
@@ -10,30 +10,34 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
+from rich.console import Console
+from rich.table import Table
 
 from emnist_jax import command_line
-from emnist_jax.errors import UserError, unknown
+from emnist_jax.errors import UserError
 
 _NETWORK = command_line.define_network_flags()
-_TO = flags.DEFINE_string("to", None, "Format: safetensors (for emnist_jax.load), stablehlo (for JAX) or onnx")
-_OUT = flags.DEFINE_string("out", None, "File to write; default: NAME.FORMAT in the current folder")
-_WEIGHTS = flags.DEFINE_string("weights", "float32", "How the file holds the kernels: float32 or int8")
+FORMATS = ("safetensors", "stablehlo", "onnx")
+_TO = flags.DEFINE_enum("to", None, FORMATS, "Format: safetensors is for emnist_jax.load, stablehlo for JAX")
+_OUT = flags.DEFINE_string(
+    "out", None, "File to write; default: NAME.FORMAT in the current folder", allow_override=True
+)
+WEIGHTS = ("float32", "int8")
+_WEIGHTS = flags.DEFINE_enum("weights", "float32", WEIGHTS, "How the file holds the kernels")
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder with the files of the data set that the network was trained on; default: TFDS supplies it"
+    "data_dir",
+    None,
+    "Folder with the files of the data set that the network was trained on; default: TFDS supplies it",
+    allow_override=True,
 )
 
 
 def main() -> None:
-    from rich.console import Console
-
-    from emnist_jax.inference import compression, exported
+    if _TO.value is None:
+        raise UserError(f"pass --to=FORMAT: {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+    from emnist_jax.inference import exported
     from emnist_jax.inference.classifier import load
 
-    if _TO.value is None:
-        raise UserError(f"pass --to=FORMAT, one of {', '.join(exported.FORMATS)}")
-    for flag, known in ((_TO, exported.FORMATS), (_WEIGHTS, compression.WEIGHTS)):
-        if flag.value not in known:
-            raise unknown(f"--{flag.name}", flag.value, known)
     classifier = load(_NETWORK())
     path = Path(_OUT.value or f"{Path(_NETWORK()).resolve().stem}.{_TO.value}")
     console = Console(stderr=True)
@@ -49,9 +53,7 @@ def main() -> None:
     Console(markup=False, emoji=False).print(_table(classifier, path, test, verified, speeds))
 
 
-def _table(classifier, path: Path, test, verified, speeds: dict):
-    from rich.table import Table
-
+def _table(classifier, path: Path, test, verified, speeds: dict) -> Table:
     content = path.read_bytes()
     table = Table(title=str(path), show_header=False)
     table.add_row("network", f"{classifier.config.model.name}, {_WEIGHTS.value} weights")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 from absl import flags
 
-from emnist_jax import audit, command_line, main, results, summary, sweep  # noqa: F401  they define flags
+from emnist_jax import audit, command_line, export, main, results, summary, sweep  # noqa: F401  they define flags
 from emnist_jax.config import validate
 from emnist_jax.datasets import official
 from emnist_jax.errors import UserError
@@ -27,8 +27,12 @@ NOT_RUN = {
     "tensorboard": "it serves until it is stopped",
     "kubectl apply": "it needs a cluster; test_hosts.py runs what the file starts",
 }
-# Flags whose files or processes are not here; test_weights.py, test_datasets.py and test_hosts.py pass them.
-LEFT_OUT = re.compile("--(workdir|config.init_from|config.dataset.data_dir|distributed|coord|num_proc|process_id)")
+# Flags whose files or processes are not here; test_weights.py, test_datasets.py, test_hosts.py and test_pruning.py pass
+# them.
+LEFT_OUT = re.compile(
+    "--(workdir|config.init_from|config.dataset.data_dir|config.training.pruned_fraction|distributed|coord|num_proc|"
+    "process_id)"
+)
 
 PAGES = "".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
 BLOCKS = "".join(re.findall(r"^```sh\n(.*?)^```", PAGES, re.M | re.S)).replace("\\\n", " ")
@@ -42,9 +46,11 @@ TRAININGS = {" ".join(word for word in match[2].split() if not LEFT_OUT.match(wo
 
 def parse(program: str, arguments: list[str]) -> flags.FlagValues:
     values, module = flags.FlagValues(), importlib.import_module(f"emnist_jax.{program}")
-    for own in vars(module).values():
-        if isinstance(own, flags.FlagHolder):
-            values[own.name] = copy.deepcopy(flags.FLAGS[own.name])
+    names = [own.name for own in vars(module).values() if isinstance(own, flags.FlagHolder)]
+    if hasattr(module, "_NETWORK"):  # command_line.define_network_flags
+        names += ["model", "workdir"]
+    for name in names:
+        values[name] = copy.deepcopy(flags.FLAGS[name])
     arguments = [argument.replace("--config=", f"--config={ROOT}/", 1) for argument in arguments]
     kinds = {"main": "required", "summary": "optional", "sweep": "sweep"}
     command_line.parse([program, *arguments], kinds.get(program), program == "audit", values)

@@ -25,6 +25,8 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 INPUT, OUTPUT = "images", "logits"
 _BATCH_SIZE = 512
 _RANDOM_IMAGES = 1000
+# Of a measurement of speed: a turn is at least so long, unless all of them take too long.
+_TURNS, _TURN_SECONDS, _MOST_SECONDS = 7, 0.1, 10
 
 # uint8 images `[N, 28, 28]` -> float32 logits `[N, num_classes]`.
 Run = Callable[[np.ndarray], np.ndarray]
@@ -126,6 +128,8 @@ def _open_stablehlo(path: Path) -> Run:
 
 
 def _write_onnx(classifier: Classifier, weights: str, path: Path) -> None:
+    if classifier.model.dtype != jnp.float32:
+        raise UserError(f"ONNX Runtime does not compute in {classifier.config.model.dtype}; use --to=stablehlo")
     with _onnx_installed():
         from emnist_jax.inference import onnx_graph
     model = onnx_graph.convert(function(classifier, weights), {INPUT: _batch()}, OUTPUT)
@@ -249,14 +253,12 @@ def describe(classifier: Classifier, to: str, weights: str, verified: Verified) 
     }
 
 
-def images_per_second(runs: list[Run], images: np.ndarray, seconds: float = 0.1, rounds: int = 7) -> list[float]:
+def images_per_second(runs: list[Run], images: np.ndarray) -> list[float]:
     """Measures the speed of several, in turns, so that what else the machine does slows all of them.
 
     Args:
       runs: What is measured.
       images: The batch, uint8 `[N, 28, 28]`.
-      seconds: How long a turn is at least.
-      rounds: How many turns each has.
 
     Returns:
       The median over the turns of each.
@@ -264,10 +266,11 @@ def images_per_second(runs: list[Run], images: np.ndarray, seconds: float = 0.1,
     speeds = [[] for _ in runs]
     for run in runs:
         run(images)  # compiles
-    for _ in range(rounds):
+    began = time.perf_counter()
+    while not speeds[0] or (len(speeds[0]) < _TURNS and time.perf_counter() < began + _MOST_SECONDS):
         for run, of_run in zip(runs, speeds, strict=True):
             calls, started = 0, time.perf_counter()
-            while (elapsed := time.perf_counter() - started) < seconds or not calls:
+            while (elapsed := time.perf_counter() - started) < _TURN_SECONDS or not calls:
                 run(images)
                 calls += 1
             of_run.append(calls * len(images) / elapsed)
