@@ -22,7 +22,7 @@ from emnist_jax.training import signals
 # The flags that are defined here are those of the command that asks for them, also in its help.
 flags.disclaim_key_flags()
 
-COMMANDS = ("main", "predict", "demo", "evaluate", "summary", "sweep", "results", "audit")
+COMMANDS = ("main", "predict", "demo", "evaluate", "export", "summary", "sweep", "results", "audit")
 _EXPERIMENT = """\
   --config: Experiment file, with its variant: configs/quickstart.py, configs/densenet.py:layer_1
   --config.KEY: Another value for a key, e.g. --config.training.epochs=5; emnist_jax/config.py says all keys

@@ -113,6 +113,8 @@ def base() -> ConfigDict:
             "label_smoothing": 0.0,
             "balance_classes": False,  # True: a class is not predicted more often because it has more training images
             "ema_decay": 0.0,  # per step, of the network that is evaluated, less in the first steps; 0: no average
+            # Of each kernel's weights, those of init_from with the smallest magnitudes: they are 0 and stay 0.
+            "pruned_fraction": 0.0,
             "early_stopping_epochs": placeholder(int),  # epochs without a lower validation loss; None or 0: never
             "select": "best",  # parameters that are tested: "best" by validation top-1, or "last"
             "steps_per_call": 50,  # compiled steps between two looks at signals
@@ -172,6 +174,7 @@ def validate(config: ConfigDict) -> None:
         "training.batch_size": (1, most),
         "training.label_smoothing": (0, 1),
         "training.ema_decay": (0, below_one),
+        "training.pruned_fraction": (0, 0.999),
         "training.early_stopping_epochs": (0, most),
         "training.steps_per_call": (1, most),
         "evaluation.batch_size": (1, most),
@@ -185,6 +188,10 @@ def validate(config: ConfigDict) -> None:
             continue
         if value is None or not low <= value <= high:
             raise UserError(f"config.{key} is {value}; it must be between {low:g} and {high:g}")
+    if config.training.pruned_fraction and not config.init_from:
+        raise UserError(
+            "config.training.pruned_fraction prunes trained weights: set config.init_from to a finished run"
+        )
 
 
 def row(

@@ -27,8 +27,12 @@ NOT_RUN = {
     "tensorboard": "it serves until it is stopped",
     "kubectl apply": "it needs a cluster; test_hosts.py runs what the file starts",
 }
-# Flags whose files or processes are not here; test_weights.py, test_datasets.py and test_hosts.py pass them.
-LEFT_OUT = re.compile("--(workdir|config.init_from|config.dataset.data_dir|distributed|coord|num_proc|process_id)")
+# Flags whose files or processes are not here; test_weights.py, test_datasets.py, test_hosts.py and test_pruning.py pass
+# them.
+LEFT_OUT = re.compile(
+    "--(workdir|config.init_from|config.dataset.data_dir|config.training.pruned_fraction|distributed|coord|num_proc|"
+    "process_id)"
+)
 
 POSITIONAL = ("audit", "evaluate", "predict")
 

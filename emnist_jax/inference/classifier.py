@@ -12,14 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from emnist_jax import datasets, models
 from emnist_jax.config import base
 from emnist_jax.errors import UserError, first_line, unknown
-from emnist_jax.inference import characters, pictures
+from emnist_jax.inference import characters, compression, pictures
 from emnist_jax.inference.characters import Character
 from emnist_jax.inference.pictures import Picture
 from emnist_jax.models.layers import Network
@@ -207,13 +207,17 @@ class Classifier:
         gradient = np.asarray(self._gradient(self.variables, image, np.int32(label)))
         return gradient / max(float(gradient.max()), 1e-30)
 
-    def save(self, path: Path) -> None:
-        """Writes weights, config and result into one safetensors file, which `load` reads."""
-        flat = traverse_util.flatten_dict(jax.device_get(self.variables), sep="/")
-        result = self.result | {"class_names": list(self.class_names)}
-        save_file(
-            {name: np.ascontiguousarray(value) for name, value in flat.items()}, path, {"result": json.dumps(result)}
-        )
+    def save(self, path: Path, weights: str = "float32") -> None:
+        """Writes weights, config and result into one safetensors file, which `load` reads.
+
+        Args:
+          path: Of the file.
+          weights: How it holds them: one of `compression.WEIGHTS`.
+        """
+        flat = traverse_util.flatten_dict(compression.stored(self.variables, weights), sep="/")
+        result = self.result | {"class_names": list(self.class_names), "weights": weights}
+        arrays = {name: np.ascontiguousarray(value) for name, value in flat.items()}
+        path.write_bytes(safetensors.numpy.save(arrays, {"result": json.dumps(result)}))
 
 
 @contextlib.contextmanager
@@ -273,7 +277,7 @@ def _load_file(path: Path) -> Classifier:
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
     except (SafetensorError, KeyError, TypeError) as error:
         raise ValueError("it is no file that `python -m emnist_jax.export` wrote") from error
-    return _build(result, {"batch_stats": {}, **traverse_util.unflatten_dict(flat, sep="/")})
+    return _build(result, compression.restored({"batch_stats": {}, **traverse_util.unflatten_dict(flat, sep="/")}))
 
 
 def _build(result: dict, variables: dict) -> Classifier:

@@ -60,8 +60,8 @@ class DPN(Network):
         x = self._conv(x, bottleneck, 1, train, f"{name}_c1x1_a")
         x = self._conv(x, bottleneck, 3, train, f"{name}_c3x3_b", stride, 32)
         x = self._conv(x, width + growth, 1, train, f"{name}_c1x1_c")
-        residual = shortcut[..., :width] + x[..., :width]
-        return jnp.concatenate([residual, shortcut[..., width:], x[..., width:]], axis=-1)
+        (shortcut, dense_shortcut), (x, dense) = (jnp.split(y, [width], axis=-1) for y in (shortcut, x))
+        return jnp.concatenate([shortcut + x, dense_shortcut, dense], axis=-1)
 
     def _conv(self, x, features: int, size: int, train: bool, name: str, stride: int = 1, groups: int = 1):
         x = self.activate(self.batch_norm(x, train, f"{name}_bn"))

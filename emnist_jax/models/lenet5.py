@@ -41,6 +41,6 @@ class LeNet5(Network):
         x = self.activate(self.conv(x, 16, 5, bias=True, name="c3"))
         x = nn.avg_pool(x, (2, 2), (2, 2))
         x = self.activate(self.conv(x, 120, 5, bias=True, name="c5"))
-        x = self.activate(self.dense(x.reshape(len(x), -1), 84, "f6"))
+        x = self.activate(self.dense(x.reshape(x.shape[0], -1), 84, "f6"))
         x = self.dropout(x, self.head_dropout, train)
         return RBF(self.num_classes, name="head")(x.astype(self.head_dtype)) if self.rbf else self.logits(x)

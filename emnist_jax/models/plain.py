@@ -94,10 +94,10 @@ class Plain(Network):
                 case GlobalAveragePool():
                     x = x.mean((1, 2), keepdims=True)
                 case Dense():
-                    x = self.activate(self.dense(x.reshape(len(x), -1), layer.features, f"dense{i}"))
+                    x = self.activate(self.dense(x.reshape(x.shape[0], -1), layer.features, f"dense{i}"))
         if isinstance(self.layers[-1], Dense):
             return self.logits(self.dropout(x, self.head_dropout, train))
-        return x.reshape(len(x), -1)
+        return x.reshape(x.shape[0], -1)
 
 
 def squeeze(widths: str, pooled: bool, norm: str = "", dropout: str = "", last_relu: bool = True) -> tuple:

@@ -38,7 +38,7 @@ class VGG(Network):
                     x = self.batch_norm(x, train, f"{name}_bn")
                 x = self.activate(x)
             x = nn.max_pool(x, (2, 2), (2, 2))
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         for name in ("fc1", "fc2"):
             x = self.activate(self.dense(x, 4096, name))
             x = self.dropout(x, self.head_dropout, train)

@@ -5,6 +5,7 @@ BatchNorm (every parameter of fewer than two dimensions) alone, unless `decay_bi
 """
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from emnist_jax.errors import UserError
@@ -84,11 +85,16 @@ SCHEDULES = {
 }
 
 
+def _zeros_stay() -> optax.GradientTransformation:
+    """Leaves the kernels' weights that are 0 as they are: the pruned ones, whatever the optimizer's state says."""
+    return optax.stateless_with_tree_map(lambda update, x: jnp.where((x == 0) & (x.ndim > 1), 0, update))
+
+
 def make_optimizer(config, steps: int, steps_per_epoch: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Builds the optimizer and the schedule that it follows.
 
     Args:
-      config: The whole config; reads `optimizer` and `schedule`.
+      config: The whole config; reads `optimizer`, `schedule` and `training.pruned_fraction`.
       steps: Of the whole training.
       steps_per_epoch: Turns the schedule's epochs into steps.
 
@@ -100,4 +106,5 @@ def make_optimizer(config, steps: int, steps_per_epoch: int) -> tuple[optax.Grad
     """
     rate = config.optimizer.learning_rate
     schedule = SCHEDULES[config.schedule.name](config.schedule, rate, steps, steps_per_epoch)
-    return OPTIMIZERS[config.optimizer.name](config.optimizer, schedule), schedule
+    optimizer = OPTIMIZERS[config.optimizer.name](config.optimizer, schedule)
+    return optax.chain(optimizer, _zeros_stay()) if config.training.pruned_fraction else optimizer, schedule

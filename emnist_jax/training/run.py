@@ -83,6 +83,7 @@ class Run:
                 self.config.init_from, state.params, state.batch_stats, self.dataset.class_names
             )
             weights.check_same_network(self.config, self.model)
+            params = weights.pruned(params, self.config.training.pruned_fraction)
             variables = {"params": params, "batch_stats": batch_stats}
             # Copied twice: the state's buffers are donated, and one buffer cannot be donated twice.
             state = state.replace(**self.replicate(variables), ema=state.ema and self.replicate(variables))

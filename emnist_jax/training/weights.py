@@ -77,6 +77,27 @@ def initial_weights(source: str, params, batch_stats, class_names: Sequence[str]
     return params, batch_stats
 
 
+def pruned(params, fraction: float):
+    """Sets the smallest weights of every kernel to 0; biases and BatchNorm keep theirs.
+
+    Each kernel loses the same fraction, as their sizes cannot be compared: BatchNorm undoes a kernel's scale. It is one
+    step of magnitude pruning (Han et al. 2015, https://arxiv.org/abs/1506.02626); training goes on with the others.
+
+    Args:
+      params: Of numpy arrays.
+      fraction: Of each kernel's weights, by magnitude.
+    """
+
+    def prune(kernel):
+        number = round(fraction * kernel.size) if kernel.ndim > 1 else 0
+        smallest = np.argsort(np.abs(kernel), axis=None, kind="stable")[:number]
+        kernel = np.array(kernel)
+        kernel.reshape(-1)[smallest] = 0
+        return kernel
+
+    return jax.tree.map(prune, params)
+
+
 def _is_file(source: str) -> bool:
     return source.startswith(("keras:", "pytorch:"))
 
