@@ -16,6 +16,7 @@ from pathlib import Path
 
 from absl import flags
 from rich.console import Console
+from rich.table import Table
 
 from emnist_jax import command_line, datasets
 from emnist_jax.config import base
@@ -28,6 +29,7 @@ _DATA_DIR = flags.DEFINE_string(
 )
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "Images to read; choose by validation alone")
 _OUT = flags.DEFINE_string("out", None, "Folder that takes evaluation.html and .json; default: evaluation/NAME")
+_PAGE = "evaluation.html"
 
 
 def main(*runs: str) -> None:
@@ -57,16 +59,16 @@ def _examine() -> None:
             raise UserError(f"{name} has other classes ({asked}) than {_NETWORK()} ({known})")
         network = _name_of(Path(_NETWORK()).resolve())
         others = [part for part in (name, _SPLIT.value) if part not in (trained_on, "test")]
-        with _out_folder("_".join([network, *others]).replace("/", "_")) as out:
-            status.update(f"Loading {name}")
-            dataset = _load(config)
-            examination = examine(classifier, dataset, _SPLIT.value, status.update)
-            subject = examination_report.subject(network, classifier, dataset, _SPLIT.value)
-            status.update("Drawing the page")
+        out = _out_folder("_".join([network, *others]).replace("/", "_"))
+        status.update(f"Loading {name}")
+        dataset = _load(config)
+        examination = examine(classifier, dataset, _SPLIT.value, status.update)
+        subject = examination_report.subject(network, classifier, dataset, _SPLIT.value)
+        status.update("Drawing the page")
+        with _writing(out):
             _write_json(out, dataclasses.asdict(subject) | examination.numbers())
-            examination_report.write(out / "evaluation.html", subject, examination)
-    Console(width=120, highlight=False).print(examination_report.table(subject, examination))
-    print(out / "evaluation.html")
+            examination_report.write(out / _PAGE, subject, examination)
+    _print(examination_report.table(subject, examination), out)
 
 
 def _name_of(path: Path) -> str:
@@ -102,22 +104,33 @@ def _compare(paths: tuple[str, ...]) -> None:
     if len(paths) == 1:
         raise UserError(f"name two runs or more, or --workdir={paths[0]} for this one alone")
     runs = comparison_report.read(paths, _SPLIT.value)
-    with _out_folder("comparison") as out:
+    out = _out_folder("comparison")
+    with _writing(out):
         _write_json(out, comparison_report.numbers(runs, _SPLIT.value))
-        comparison_report.write(out / "evaluation.html", runs, _SPLIT.value)
-    Console(width=120, highlight=False).print(comparison_report.table(runs, _SPLIT.value))
-    print(out / "evaluation.html")
+        comparison_report.write(out / _PAGE, runs, _SPLIT.value)
+    _print(comparison_report.table(runs, _SPLIT.value), out)
+
+
+def _out_folder(name: str) -> Path:
+    """Makes the folder, before anything takes long."""
+    out = Path(_OUT.value or f"evaluation/{name}").expanduser()
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    return out
 
 
 @contextlib.contextmanager
-def _out_folder(name: str):
-    """Makes the folder, before anything takes long, and says in one line what cannot be written."""
-    out = Path(_OUT.value or f"evaluation/{name}").expanduser()
+def _writing(out: Path):
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        yield out
+        yield
     except OSError as error:
         raise UserError(f"cannot write --out={out}: {error.strerror}") from error
+
+
+def _print(table: Table, out: Path) -> None:
+    # Wide enough for the longest names, whatever the terminal; they may look like markup or emoji.
+    Console(width=200, highlight=False, markup=False, emoji=False).print(table)
+    print(out / _PAGE)
 
 
 def _write_json(out: Path, values: dict) -> None:

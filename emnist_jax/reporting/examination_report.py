@@ -103,7 +103,7 @@ def table(subject: Subject, examination: Examination) -> Table:
     if examination.calibration_at_temperature:
         scaled = page.percent(examination.calibration_at_temperature.expected_error)
         ece += f", {scaled} with temperature {examination.temperature:.2f}"
-    found.add_row("calibration error", ece)
+    found.add_row("calibration error (ECE)", ece)
     worst = [f"{score.name} ({page.percent(score.f1, 1)})" for score in _worst_first(examination)[:5]]
     found.add_row("worst classes (F1)", ", ".join(worst))
     pairs = [f"{pair.first}/{pair.second} ({pair.mistakes})" for pair in examination.pairs[:5]]
