@@ -60,7 +60,7 @@ def parse(program: str, arguments: list[str]) -> flags.FlagValues:
 
 
 def check(command: str, config: pytest.Config) -> None:
-    """Raises an error unless a rule covers the command and its program takes it."""
+    """Raises an error unless a rule covers the command and its program takes it, in a folder that holds `my_set`."""
     words = shlex.split(command)
     assert all((ROOT / word).exists() for word in words if word.startswith(("launch/", "tests/")))
     if match := PROGRAM.match(command):
@@ -82,7 +82,10 @@ def check(command: str, config: pytest.Config) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_is_accepted(command, pytestconfig):
+def test_a_command_is_accepted(command, pytestconfig, tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / "my_set/train" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     check(command, pytestconfig)
 
 
@@ -105,7 +108,8 @@ def test_a_wrong_command_is_not(command, pytestconfig):
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", sorted(TRAININGS))
 def test_a_training_runs(arguments, tmp_path):
-    name = parse("main", arguments.split()).config.dataset.name.rpartition("/")[2].replace("emnist_pool", "balanced")
+    name = parse("main", arguments.split()).config.dataset.name.rpartition("/")[2]
+    name = {"emnist_pool": "balanced", "folder": "digits"}.get(name, name)
     tiny = (
         *(f"--config.dataset.name=synthetic/{name}", "--config.dataset.train_per_class=5", f"--workdir={tmp_path}"),
         *("--config.dataset.test_per_class=1", "--config.training.batch_size=8", "--config.training.steps=1"),

@@ -79,6 +79,7 @@ def read(data_dir: str | None, seed: int) -> tuple[Arrays, Arrays, int]:
     """
     folders = _class_folders(data_dir)
     names = list(folders["train"])
+    label_of = {name: label for label, name in enumerate(names)}
     paths, labels, split_of = [], [], []
     for split, of_class in folders.items():
         for name, folder in of_class.items():
@@ -86,7 +87,7 @@ def read(data_dir: str | None, seed: int) -> tuple[Arrays, Arrays, int]:
             if split == "train" and not files:
                 raise UserError(f"{folder} holds no pictures: add some, or delete the folder")
             paths += files
-            labels += [names.index(name)] * len(files)
+            labels += [label_of[name]] * len(files)
             split_of += [SPLITS.index(split)] * len(files)
     labels, split_of = np.array(labels, np.int32), np.array(split_of)
     images = _prepare(paths)
