@@ -284,7 +284,10 @@ def no_utf8(root):
         (class_of_test_alone, "test has the class 'c', which "),
         (empty_class, "train/c holds no pictures"),
         (empty_test, "holds no test pictures"),
-        (no_picture, "train/a/notes.txt: no picture in a format that Pillow knows (2 of 10 files are wrong: mend"),
+        (
+            no_picture,
+            "train/a/notes.txt: no picture in a known format, such as PNG or JPEG (2 of 10 files are wrong: mend",
+        ),
         (no_ink, "train/b/blank.png: no character was found"),
         (no_file, "train/a/pipe: it is no file (1 of 9 files are wrong"),
         (deeper_folder, "train/b/loop: it is no file"),

@@ -139,6 +139,11 @@ def test_a_line_is_cut_in_reading_order():
         assert similarity(character.image, seen(drawing(name))) > 0.96
 
 
+def test_two_characters_far_apart_are_two_words():
+    assert [character.after_space for character in read_boxes(drawing("3 A"))] == [False, True]
+    assert [character.after_space for character in read_boxes(drawing("3A"))] == [False, False]
+
+
 def test_a_dot_belongs_to_its_stem_and_specks_to_nothing():
     picture = drawing("i")
     stem_and_dot = read_boxes(picture)
@@ -181,7 +186,7 @@ def test_a_file_that_is_no_picture_is_refused(tmp_path, monkeypatch):
     drawing().save(tmp_path / "bomb.png")
     monkeypatch.setattr(pictures, "MOST_PIXELS", 1000)
     for name, message in (
-        ("text.png", "no picture in a format"),
+        ("text.png", "no picture in a known format"),
         ("cut.png", "cannot be read|pixels"),
         ("fifo.png", "no such file"),
         ("none.png", "no such file"),

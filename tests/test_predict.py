@@ -128,7 +128,7 @@ def test_the_command_answers_all_that_it_can_read(tmp_path):
     program = run("predict", f"--model={MODEL}", f"--show={tmp_path / 'cuts.png'}", *paths)
     assert program.returncode == 2
     assert program.stderr.splitlines() == [
-        f"error: {paths[1]}: no picture in a format that Pillow knows",
+        f"error: {paths[1]}: no picture in a known format, such as PNG or JPEG",
         "error: 1 of 3 pictures could not be read",
     ]
     assert re.search(r"line\.png: \d\d\n", program.stdout) and re.search(r"3\.png: \d\n", program.stdout)
