@@ -9,7 +9,6 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from absl import flags
@@ -28,7 +27,7 @@ _DATA_DIR = flags.DEFINE_string(
 _VALIDATION_EXAMPLES = flags.DEFINE_integer(
     "validation_examples", None, "Last rows of train that are validation; default: each set's conventional number"
 )
-_JSON = flags.DEFINE_string("json", None, "File that takes the counts as well")
+_JSON = flags.DEFINE_bool("json", False, "Print JSON instead of tables", allow_override=True)
 
 SPLITS = ("train", "validation", "test")
 
@@ -201,17 +200,15 @@ def _count(count: int | None) -> str:
 
 def main(*arguments: str) -> None:
     result = audit(read(arguments, _DATA_DIR.value, _VALIDATION_EXAMPLES.value))
+    if _JSON.value:
+        print(json.dumps(dataclasses.asdict(result), indent=2))
+        return
     # Wide enough for the longest names, whatever the terminal.
     console = Console(width=200)
     within, between = tables(result)
     console.print(within)
     if result.between:
         console.print(between)
-    if _JSON.value is not None:
-        try:
-            Path(_JSON.value).write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write --json={_JSON.value}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from emnist_jax.errors import UserError
 
 _NETWORK = command_line.define_network_flags()
 _SINGLE = flags.DEFINE_bool("single", False, "Take each picture as one character, and do not cut it")
-_JSON = flags.DEFINE_bool("json", False, "Print JSON instead of tables")
+_JSON = flags.DEFINE_bool("json", False, "Print JSON instead of tables", allow_override=True)
 _SHOW = flags.DEFINE_string("show", None, "Picture to write: what was cut out, and what the network saw")
 
 
