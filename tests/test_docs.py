@@ -133,3 +133,28 @@ def test_the_readmes_examples_of_what_to_add_work(tmp_path):
         jax.random.key(0), jnp.zeros((2, 28, 28, 1)), train=False
     )
     assert logits.shape == (2, 10)
+
+
+@pytest.mark.slow
+def test_the_tour_runs(tmp_path):
+    """Each of its commands in turn, with a training of one step, except what NOT_RUN names."""
+    tour = re.search(r"^## A tour\n.*?```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.M | re.S)[1]
+    workdir = str(tmp_path / "run")
+    more = {
+        "main": (f"--workdir={workdir}", "--config.dataset.train_per_class=5", "--config.training.steps=1"),
+        "evaluate": (f"--out={tmp_path}",),
+        "export": (f"--out={tmp_path / 'network.stablehlo'}",),
+    }
+    said = {"predict": "READ ME 42", "evaluate": "evaluation.html", "export": "same top-1 on"}
+    seen = []
+    for line in tour.splitlines():
+        program, *arguments = shlex.split(line.replace("runs/quickstart", workdir), comments=True)[2:] or [""]
+        program = program.removeprefix("emnist_jax.")
+        if program in more or program == "predict":
+            done = run(program, *arguments, *more.get(program, ()))
+            assert done.returncode == 0, done.stderr
+            if program not in seen and program != "main":  # that trains too little here
+                assert said[program] in done.stdout
+            seen.append(program)
+    assert seen == ["predict", "main", "predict", "evaluate", "export"]
+    assert (tmp_path / "evaluation.html").exists() and (tmp_path / "network.stablehlo").exists()
