@@ -158,7 +158,8 @@ def read(arguments: Sequence[str], data_dir: str | None = None, validation_examp
         raise UserError("name the splits to audit, e.g. emnist/bymerge:train emnist/balanced:test")
     splits = []
     for name, of_set in wanted.items():
-        with Console(stderr=True).status(f"Reading {name}"):
+        # A folder shows its own progress.
+        with contextlib.nullcontext() if name == datasets.FOLDER else Console(stderr=True).status(f"Reading {name}"):
             with _in_own_terms():
                 dataset = datasets.load(_config(name, data_dir, validation_examples))
             for split in of_set:
