@@ -5,6 +5,7 @@ counts are of images that have the same pixels, within each split and between ea
 and in a test split makes the test accuracy too high; one with two labels makes the labels doubtful.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -156,7 +157,8 @@ def read(arguments: Sequence[str], data_dir: str | None = None, validation_examp
         raise UserError("name the splits to audit, e.g. emnist/bymerge:train emnist/balanced:test")
     splits = []
     for name, of_set in wanted.items():
-        with Console(stderr=True).status(f"Reading {name}"):
+        # A folder shows its own progress.
+        with contextlib.nullcontext() if name == datasets.FOLDER else Console(stderr=True).status(f"Reading {name}"):
             with command_line.own_flags():
                 dataset = datasets.load(_config(name, data_dir, validation_examples))
             for split in of_set:

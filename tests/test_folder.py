@@ -323,8 +323,7 @@ def test_settings_that_do_not_go_with_a_folder(flat, changes, message):
 
 
 def test_several_processes_prepare_what_one_does(flat, of_flat, monkeypatch):
-    monkeypatch.setattr(folder, "_PICTURES_PER_PROCESS", 10)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(folder, "_number_of_processes", lambda pictures: 2)
     np.testing.assert_array_equal(read(flat).train.images, of_flat.train.images)
 
 

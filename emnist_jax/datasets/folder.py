@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -193,7 +194,7 @@ def _prepare(paths: Sequence[Path]) -> np.ndarray:
 
 def _prepared(paths: Sequence[Path]) -> Iterator[np.ndarray | str]:
     """Yields the image of each picture, or what is wrong with it."""
-    processes = min(os.cpu_count() or 1, len(paths) // _PICTURES_PER_PROCESS)
+    processes = _number_of_processes(len(paths))
     if processes < 2:
         yield from map(_prepare_one, paths)
         return
@@ -205,6 +206,14 @@ def _prepared(paths: Sequence[Path]) -> Iterator[np.ndarray | str]:
             yield from pool.map(_prepare_one, paths, chunksize=_CHUNK)
         except BrokenProcessPool as error:
             raise UserError("a process that prepared pictures was ended, maybe for its memory: try again") from error
+
+
+def _number_of_processes(pictures: int) -> int:
+    # A process imports the main module again. A script that nothing guards from that would begin anew in each.
+    main = getattr(sys.modules["__main__"], "__spec__", None)
+    if not main or not main.name.startswith("emnist_jax."):
+        return 1
+    return min(os.cpu_count() or 1, pictures // _PICTURES_PER_PROCESS)
 
 
 def _begin_process() -> None:
