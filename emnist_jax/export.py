@@ -40,6 +40,8 @@ def main() -> None:
 
     classifier = load(_NETWORK())
     path = Path(_OUT.value or f"{Path(_NETWORK()).resolve().stem}.{_TO.value}")
+    if path.resolve() == Path(_NETWORK()).resolve():
+        raise UserError(f"{path} is the network's own file: pass another --out")
     console = Console(stderr=True)
     with console.status("Reading the test images"):
         test = exported.test_images(classifier, _DATA_DIR.value)

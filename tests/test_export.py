@@ -286,6 +286,14 @@ def test_a_wrong_command_ends_with_one_line_and_code_2(arguments, message):
     assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
 
 
+def test_the_networks_own_file_is_not_overwritten(written):
+    path = written["safetensors", "float32"][0]
+    before = path.read_bytes()
+    done = run("export", "--to=safetensors", f"--model={path}", f"--out={path}", "--weights=int8")
+    assert (done.returncode, path.read_bytes()) == (2, before)
+    assert done.stderr == f"error: {path} is the network's own file: pass another --out\n"
+
+
 def test_the_command_prints_what_it_found(classifier, tmp_path):
     files, _ = example_files("mnist", 10_001, 5)
     write_files(tmp_path, files)
