@@ -82,7 +82,7 @@ def test_saliency_lies_where_the_answer_depends_on_the_image(network, images):
 def test_a_run_a_file_and_their_network_answer_alike(finished, tmp_path):
     workdir, result = finished
     of_run = emnist_jax.load(workdir)
-    of_run.save(tmp_path / "network.safetensors")
+    of_run.save(str(tmp_path / "network.safetensors"))
     of_file = emnist_jax.load(tmp_path / "network.safetensors")
     image = np.full((1, 28, 28), 9, np.uint8)
     np.testing.assert_array_equal(of_file.logits(image), of_run.logits(image))

@@ -207,7 +207,7 @@ class Classifier:
         gradient = np.asarray(self._gradient(self.variables, image, np.int32(label)))
         return gradient / max(float(gradient.max()), 1e-30)
 
-    def save(self, path: Path, weights: str = "float32") -> None:
+    def save(self, path: str | Path, weights: str = "float32") -> None:
         """Writes weights, config and result into one safetensors file, which `load` reads.
 
         Args:
@@ -217,7 +217,7 @@ class Classifier:
         flat = traverse_util.flatten_dict(compression.stored(self.variables, weights), sep="/")
         result = self.result | {"class_names": list(self.class_names), "weights": weights}
         arrays = {name: np.ascontiguousarray(value) for name, value in flat.items()}
-        path.write_bytes(safetensors.numpy.save(arrays, {"result": json.dumps(result)}))
+        Path(path).write_bytes(safetensors.numpy.save(arrays, {"result": json.dumps(result)}))
 
 
 @contextlib.contextmanager
