@@ -4,6 +4,7 @@ A command imports what takes long (jax) within its `main`, so that Ctrl-C, --hel
 """
 
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -69,6 +70,8 @@ def run(main: Callable, config: str | None = "required", positional: bool = Fals
       positional: Whether the command takes arguments that are no flags.
     """
 
+    resumes = "; the same command resumes" if config in ("required", "sweep") else ""
+
     def parse_or_exit(argv: list[str]) -> list[str]:
         try:
             return parse(argv, config, positional)
@@ -83,7 +86,7 @@ def run(main: Callable, config: str | None = "required", positional: bool = Fals
         except UserError as error:
             _exit_with_error(str(error))
         except OSError as error:
-            _exit_with_error(f"{error}; the same command resumes")
+            _exit_with_error(f"{error}{resumes}")
         except (MemoryError, JaxRuntimeError) as error:
             if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
                 advice = "lower config.training.batch_size or evaluation.batch_size"
@@ -97,7 +100,7 @@ def run(main: Callable, config: str | None = "required", positional: bool = Fals
             _exit(f"{stop}; the same command resumes", os.EX_TEMPFAIL)
 
     # Outside of training, which handles signals by itself, there is nothing to save.
-    signals.handle(_exit_on_signal)
+    signals.handle(functools.partial(_exit_on_signal, resumes))
     if {"--help", "-help", "--helpshort", "-h", "-?"} & set(sys.argv[1:]):
         own = flags.FLAGS.main_module_help().partition(".py:\n")[2]
         commands = ", ".join(f"python -m emnist_jax.{name}" for name in COMMANDS)
@@ -191,13 +194,13 @@ def _unraisablehook(unraisable) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def _exit_on_signal(number: int, frame) -> None:
+def _exit_on_signal(resumes: str, number: int, frame) -> None:
     # An exception instead would be lost if the signal comes during a callback from C++, such as jax's to the
     # garbage collector.
     with contextlib.suppress(OSError, RuntimeError):  # the signal came while it was being flushed
         sys.stdout.flush()
     with contextlib.suppress(OSError):
-        os.write(2, f"stopped by {signal.Signals(number).name}; the same command resumes\n".encode())
+        os.write(2, f"stopped by {signal.Signals(number).name}{resumes}\n".encode())
     os._exit(os.EX_TEMPFAIL)
 
 

@@ -39,3 +39,10 @@ def test_ctrl_c_in_the_first_second_is_one_line(seconds, tmp_path):
     assert process.returncode in (75, -signal.SIGINT)
     assert stderr in ("stopped by SIGINT; the same command resumes\n", "")
     assert stdout == ""
+
+
+def test_only_what_trains_promises_to_resume():
+    process = start("emnist_jax.predict", "--show=/nowhere/cuts.png", "docs/note.jpg")
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert stderr.startswith("error: [Errno 2] No such file") and "resumes" not in stderr
