@@ -66,6 +66,13 @@ def framed() -> Image.Image:
     return picture
 
 
+def in_a_corner_of_a_frame() -> Image.Image:
+    page = Image.new("L", (1200, 1200), 255)
+    page.paste(drawing(), (60, 60))
+    ImageDraw.Draw(page).rectangle((8, 8, 1191, 1191), outline=0, width=6)
+    return page
+
+
 def beside_a_dark_table() -> Image.Image:
     picture = ImageOps.expand(drawing(), (150, 0, 0, 0), 30)
     return picture.filter(ImageFilter.GaussianBlur(1))
@@ -87,6 +94,7 @@ AWKWARD = {
     "uneven light": unevenly_lit,
     "off-centre": moved,
     "framed": framed,
+    "in a corner of a frame": in_a_corner_of_a_frame,
     "beside a dark table": beside_a_dark_table,
     "array": lambda: np.asarray(drawing()),
     "array of floats": lambda: np.asarray(drawing(), np.float32)[..., None] / 255,

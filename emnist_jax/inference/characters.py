@@ -19,6 +19,12 @@ SIZE = 28
 STYLES = ("mnist", "emnist")
 
 
+# Of the longest piece's length: what is shorter is dirt.
+_SPECK = 0.06
+# So many of the largest pieces may be frames or edges.
+_MOST_FRAMES = 10
+
+
 @dataclasses.dataclass(frozen=True)
 class Character:
     """A character of a picture.
@@ -53,6 +59,18 @@ class _Part:
     @property
     def width(self) -> int:
         return self.right - self.left
+
+    @property
+    def length(self) -> int:
+        return max(self.height, self.width)
+
+    def holds(self, other: "_Part") -> bool:
+        return (
+            self.top <= other.top
+            and self.left <= other.left
+            and self.bottom >= other.bottom
+            and self.right >= other.right
+        )
 
     def merge(self, other: "_Part") -> "_Part":
         return _Part(
@@ -124,22 +142,14 @@ def _parts(ink: np.ndarray) -> tuple[np.ndarray, list[_Part]]:
     parts = [_Part([region.label], *region.bbox) for region in measure.regionprops(labels)]
     if not parts:
         raise UserError("no character was found: nothing stands out from the background")
-    most = max(max(part.height, part.width) for part in parts)
-    parts = [part for part in parts if max(part.height, part.width) >= 0.06 * most]
-    for part in sorted(parts, key=lambda part: -part.height * part.width):
+    for part in sorted(parts, key=lambda part: -part.height * part.width)[:_MOST_FRAMES]:
         others = [other for other in parts if other is not part]
-        inside = [
-            other
-            for other in others
-            if other.top >= part.top
-            and other.left >= part.left
-            and other.bottom <= part.bottom
-            and other.right <= part.right
-        ]
-        framed = any(other.height >= 0.25 * part.height for other in inside) and _is_frame(labels, part)
-        edge = any(other.height >= 0.15 * len(ink) for other in others) and _is_edge(labels, part)
-        if framed or edge:
+        framed = any(part.holds(other) and other.length >= _SPECK * part.length for other in others)
+        beside = any(other.height >= 0.15 * len(ink) for other in others)
+        if framed and _is_frame(labels, part) or beside and _is_edge(labels, part):
             parts = others
+    most = max(part.length for part in parts)
+    parts = [part for part in parts if part.length >= _SPECK * most]
     return labels, parts
 
 
@@ -209,7 +219,7 @@ def _overlapping_merged(line: list[_Part]) -> list[_Part]:
 
 def _character(ink: np.ndarray, labels: np.ndarray, part: _Part, style: str) -> Character:
     # The edges of the ink, which are not as strong, belong to it.
-    margin = max(round(0.03 * max(part.height, part.width)), 1)
+    margin = max(round(0.03 * part.length), 1)
     top, left = max(part.top - margin, 0), max(part.left - margin, 0)
     window = np.s_[top : part.bottom + margin, left : part.right + margin]
     others = (labels[window] > 0) & ~np.isin(labels[window], part.labels)
