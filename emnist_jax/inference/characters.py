@@ -17,6 +17,7 @@ from emnist_jax.inference import pictures
 
 SIZE = 28
 STYLES = ("mnist", "emnist")
+MOST_CHARACTERS = 500
 
 
 # Of the longest piece's length: what is shorter is dirt.
@@ -125,8 +126,10 @@ def characters(ink: np.ndarray, style: str) -> list[Character]:
       UserError: There is no ink.
     """
     labels, parts = _parts(ink)
+    if len(parts) > MOST_CHARACTERS:
+        raise UserError(f"there are {len(parts):,} pieces of ink: more than {MOST_CHARACTERS} characters are not read")
     found = []
-    for number, line in enumerate(_lines(parts)):
+    for number, line in enumerate(_lines(_broken_merged(parts))):
         gaps = [right.left - left.right for left, right in zip(line, line[1:], strict=False)]
         height = np.median([part.height for part in line])
         wide = max(0.5 * height, min(2 * np.median(gaps or [0]), height))
@@ -172,6 +175,22 @@ def _merged(parts: list[_Part]) -> _Part:
     for other in others:
         first = first.merge(other)
     return first
+
+
+def _broken_merged(parts: list[_Part]) -> list[_Part]:
+    """Joins pieces that stand above each other with hardly a gap: a 5 and its bar, a 3 in two halves."""
+    parts = sorted(parts, key=lambda part: part.top)
+    for i in range(len(parts) - 1, 0, -1):
+        below = parts[i]
+        for j, above in enumerate(parts[:i]):
+            both = above.merge(below)
+            overlap = min(above.right, below.right) - max(above.left, below.left)
+            gap = both.height - above.height - below.height
+            if overlap > min(above.width, below.width) / 3 and gap < 0.12 * both.height:
+                parts[j] = both
+                del parts[i]
+                break
+    return parts
 
 
 def _lines(parts: list[_Part]) -> list[list[_Part]]:
@@ -238,18 +257,14 @@ def to_image(ink: np.ndarray, style: str) -> np.ndarray:
     Returns:
       uint8 `[28, 28]`, white on black.
     """
-    rows, columns = (np.flatnonzero(ink.max(axis) > 0.5) for axis in (1, 0))
-    side = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
-    # 128 pixels, as NIST's images have.
-    large = np.asarray(
-        Image.fromarray(ink).resize(
-            [max(round(length * _LARGE / side), 1) for length in ink.shape[::-1]], Image.Resampling.BICUBIC
-        )
-    )
-    large = _thickened(np.clip(large, 0, 1))
+    if _length(ink) < _LARGE:
+        ink = _scaled(ink)
+    ink = _thickened(ink)
+    large = _scaled(ink) if _length(ink) > _LARGE else ink
     return _mnist(large) if style == "mnist" else _emnist(large)
 
 
+# As many pixels as NIST's images have.
 _LARGE = 128
 # Widths of strokes, relative to the character's longer side. Of MNIST's and EMNIST's images one in fifty has strokes
 # that are thinner than the first, and one in four thinner than the second, to which these are widened.
@@ -259,15 +274,28 @@ _EMNIST_LENGTH = 22.75
 _BLUR = 2
 
 
+def _length(ink: np.ndarray) -> int:
+    """Returns the longer side of a character's box."""
+    return max(np.ptp(np.flatnonzero(ink.max(axis) > 0.5)) for axis in (0, 1)) + 1
+
+
+def _scaled(ink: np.ndarray) -> np.ndarray:
+    """Returns ink whose longer side is _LARGE."""
+    shape = [max(round(length * _LARGE / _length(ink)), 1) for length in ink.shape[::-1]]
+    return np.clip(np.asarray(Image.fromarray(ink).resize(shape, Image.Resampling.BICUBIC)), 0, 1)
+
+
 def _thickened(ink: np.ndarray) -> np.ndarray:
     """Widens strokes that are much thinner, for their length, than those of the pens that wrote the data sets."""
-    is_ink = ink > 0.5
+    is_ink, length = ink > 0.5, _length(ink)
     widths = 2 * ndimage.distance_transform_edt(is_ink)[morphology.skeletonize(is_ink)]
-    width = np.median(widths) if widths.size else 0
-    if width >= _THIN * _LARGE:
+    width = np.median(widths)
+    if width >= _THIN * length:
         return ink
-    radius = round((_WIDENED * _LARGE - width) / 2)
-    return ndimage.grey_dilation(np.pad(ink, radius), footprint=morphology.disk(radius))
+    radius = (_WIDENED * length - width) / 2
+    padded = np.pad(is_ink, int(radius) + 2)
+    # Falls from 1 to 0 over the outermost pixel.
+    return np.clip(radius + 1 - ndimage.distance_transform_edt(~padded), 0, 1).astype(np.float32)
 
 
 def _mnist(large: np.ndarray) -> np.ndarray:

@@ -55,7 +55,8 @@ def open_picture(picture: Picture) -> np.ndarray:
                 image = stack.enter_context(Image.open(picture))
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} are more than {MOST_PIXELS:,} pixels")
-            image.draft(None, (_LONG_SIDE, _LONG_SIDE))  # JPEG: decodes no more than is needed
+            if image is not picture:
+                image.draft(None, (_LONG_SIDE, _LONG_SIDE))  # JPEG: decodes no more than is needed
             return _brightness(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
         raise UserError("no picture in a known format, such as PNG or JPEG") from error
@@ -87,6 +88,10 @@ def _brightness(image: Image.Image) -> np.ndarray:
     image.thumbnail((_LONG_SIDE, _LONG_SIDE), Image.Resampling.BOX)
     if image.mode.startswith(("I", "F")):  # 16 or 32 bits, whose range the file does not say
         values = np.asarray(image, np.float32)
+        finite = np.isfinite(values)
+        if not finite.any():
+            raise ValueError("none of its values is finite")
+        values = np.where(finite, values, np.median(values[finite]))
         most = 65535 if image.mode.startswith("I;16") else max(float(values.max()), 1e-30)
         return np.clip(values / most, 0, 1)
     if "A" in image.getbands() or "transparency" in image.info:
