@@ -42,11 +42,16 @@ def create(name: str, num_classes: int, **settings) -> Network:
       UserError: A name or value is unknown, or the network does not have one of the settings.
     """
     from emnist_jax import config, models
-    from emnist_jax.errors import unknown
+    from emnist_jax.errors import UserError, unknown
 
+    if num_classes < 1:
+        raise UserError(f"num_classes is {num_classes}; it must be at least 1")
     section = config.base().model
     for key, value in {"name": name, **settings}.items():
         if key not in section:
             raise unknown("setting", key, section)
-        section[key] = value
+        try:
+            section[key] = value
+        except TypeError as error:
+            raise UserError(f"{key}={value!r} is no {type(section[key]).__name__}") from error
     return models.create(section, num_classes)

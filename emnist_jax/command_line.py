@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -47,7 +48,20 @@ def define_network_flags() -> Callable[[], str]:
         "model", "characters", "Trained network: its name, or a file that export wrote", allow_override=True
     )
     flags.DEFINE_string("workdir", None, "Folder of a finished run, instead of --model", allow_override=True)
-    return lambda: flags.FLAGS.workdir or flags.FLAGS.model
+
+    def named() -> str:
+        if flags.FLAGS.workdir and flags.FLAGS["model"].present:
+            raise UserError("pass --model or --workdir, not both")
+        return flags.FLAGS.workdir or flags.FLAGS.model
+
+    return named
+
+
+def file_name(network: str) -> str:
+    """Returns a name for files about a network; a sweep's folders are ROW/seedN."""
+    path = Path(network).resolve()
+    name = path.name.removesuffix(".safetensors")
+    return f"{path.parent.name}_{name}" if name.startswith("seed") else name
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ def _examine() -> None:
         if class_names != classifier.class_names:
             known, asked = (" ".join(names) for names in (classifier.class_names, class_names))
             raise UserError(f"{name} has other classes ({asked}) than {_NETWORK()} ({known})")
-        network = _name_of(Path(_NETWORK()).resolve())
+        network = command_line.file_name(_NETWORK())
         others = [part for part in (name, _SPLIT.value) if part not in (trained_on, "test")]
         out = _out_folder("_".join([network, *others]).replace("/", "_"))
         status.update(f"Loading {name}")
@@ -69,12 +69,6 @@ def _examine() -> None:
             _write_json(out, dataclasses.asdict(subject) | examination.numbers())
             examination_report.write(out / _PAGE, subject, examination)
     _print(examination_report.table(subject, examination), out)
-
-
-def _name_of(path: Path) -> str:
-    """Returns a name for a network; a sweep's folders are ROW/seedN."""
-    name = path.name.removesuffix(".safetensors")
-    return f"{path.parent.name}_{name}" if name.startswith("seed") else name
 
 
 def _dataset_config(classifier):

@@ -39,7 +39,7 @@ def main() -> None:
     from emnist_jax.inference.classifier import load
 
     classifier = load(_NETWORK())
-    path = Path(_OUT.value or f"{Path(_NETWORK()).resolve().stem}.{_TO.value}")
+    path = Path(_OUT.value or f"{command_line.file_name(_NETWORK())}.{_TO.value}")
     if path.resolve() == Path(_NETWORK()).resolve():
         raise UserError(f"{path} is the network's own file: pass another --out")
     console = Console(stderr=True)

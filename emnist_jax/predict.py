@@ -7,6 +7,7 @@ answered, and the exit code is 2.
 
 import json
 import sys
+from pathlib import Path
 
 from absl import flags
 
@@ -22,6 +23,8 @@ _SHOW = flags.DEFINE_string("show", None, "Picture to write: what was cut out, a
 def main(*paths: str) -> None:
     if not paths:
         raise UserError("name pictures, e.g. `python -m emnist_jax.predict my.png`")
+    if _SHOW.value:
+        _check_writable(Path(_SHOW.value))
     from emnist_jax.inference import classifier
     from emnist_jax.reporting import readings
 
@@ -44,6 +47,17 @@ def main(*paths: str) -> None:
         readings.draw(answers).savefig(_SHOW.value, dpi=150)
     if failures:
         raise UserError(f"{len(failures)} of {len(answers) + len(failures)} pictures could not be read")
+
+
+def _check_writable(picture: Path) -> None:
+    """Raises UserError for a picture that could not be written, before anything takes long."""
+    from matplotlib.figure import Figure
+
+    known = Figure().canvas.get_supported_filetypes()
+    if picture.suffix.removeprefix(".") not in known:
+        raise UserError(f"--show={picture} must end in one of .{', .'.join(sorted(known))}")
+    if not picture.absolute().parent.is_dir():
+        raise UserError(f"--show={picture}: there is no folder {picture.parent}")
 
 
 if __name__ == "__main__":

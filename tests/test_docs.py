@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 import shlex
+import sys
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,7 @@ from emnist_jax.config import validate
 from emnist_jax.errors import UserError
 from emnist_jax.models.layers import Network
 from emnist_jax.training.run import network
-from processes import ROOT, run
+from processes import ROOT, Processes, run, wait_for
 
 # What is not run, and why.
 NOT_RUN = {
@@ -156,5 +157,10 @@ def test_the_tour_runs(tmp_path):
             if program not in seen and program != "main":  # that trains too little here
                 assert said[program] in done.stdout
             seen.append(program)
-    assert seen == ["predict", "main", "predict", "evaluate", "export"]
+        elif program == "demo":
+            with Processes(tmp_path) as processes:
+                demo = processes.start(sys.executable, "-m", "emnist_jax.demo", "--port=0", "--nobrowser", devices=1)
+                wait_for("is ready", tmp_path / "output_0", demo)
+            seen.append(program)
+    assert seen == ["predict", "main", "predict", "evaluate", "export", "demo"]
     assert (tmp_path / "evaluation.html").exists() and (tmp_path / "network.stablehlo").exists()

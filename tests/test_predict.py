@@ -58,8 +58,12 @@ def test_predict_takes_arrays_pictures_and_paths(network, images, tmp_path):
     assert network.predict(tmp_path / "3.png").labels.shape == (1,)
     with pytest.raises(UserError, match=r"nothing\.png: there is no such file"):
         network.predict([picture, "nothing.png"])
-    with pytest.raises(UserError, match="uint8"):
-        network.classify(images.astype(np.float32))
+    assert network.predict(jax.numpy.asarray(images)[..., None]).labels.shape == (40,)
+    for wrong in (images.astype(np.float32), images[:, :20, :20]):
+        with pytest.raises(UserError, match="must be uint8"):
+            network.classify(wrong)
+    with pytest.raises(UserError, match="unknown weights"):
+        network.save(tmp_path / "x", weights="int4")
 
 
 def test_saliency_lies_where_the_answer_depends_on_the_image(network, images):
@@ -115,6 +119,9 @@ def test_a_source_that_is_no_network_is_refused(make, message, tmp_path, network
 def test_create_builds_any_network_with_settings():
     network = emnist_jax.create("densenet", num_classes=10, activation="swish")
     assert (network.num_classes, network.activation) == (10, "swish")
+    for settings in ({"num_classes": 0}, {"num_classes": 10, "dropout": 0.5}):
+        with pytest.raises(UserError):
+            emnist_jax.create("densenet", **settings)
     for name, settings, message in (("densnet", {}, "densenet"), ("densenet", {"activatoin": "elu"}, "activation")):
         with pytest.raises(UserError, match=f"did you mean '{message}'"):
             emnist_jax.create(name, 10, **settings)
@@ -145,7 +152,13 @@ def test_the_command_answers_all_that_it_can_read(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [((), "name pictures"), (("--model=mnist_squeeze", "x.png"), "did you mean 'mnist_squeeze_10'")],
+    [
+        ((), "name pictures"),
+        (("--model=mnist_squeeze", "x.png"), "did you mean 'mnist_squeeze_10'"),
+        (("--model=mnist_squeeze_10", "--workdir=runs/a", "x.png"), "pass --model or --workdir, not both"),
+        (("--show=cuts.xyz", "x.png"), "--show=cuts.xyz must end in one of"),
+        (("--show=/nowhere/cuts.png", "x.png"), "there is no folder /nowhere"),
+    ],
 )
 def test_wrong_use_is_one_line(arguments, message):
     program = run("predict", *arguments)
@@ -168,8 +181,9 @@ def test_the_examples_of_the_page_on_python_run(monkeypatch, capsys):
     names = {}
     for block in re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/python.md").read_text(), re.M | re.S):
         exec(block, names)
-    assert names["predictions"].labels.shape == (1,) and names["logits"].shape == (5, 10)
-    assert len(capsys.readouterr().out.splitlines()) == 8  # the drawing's characters
+    text, *characters = capsys.readouterr().out.splitlines()
+    assert text == "READ ME 42" and len(characters) == 8
+    assert names["predictions"].class_names == list("README42") and names["logits"].shape == (5, 10)
 
 
 @pytest.mark.parametrize("name", classifier.trained_names())
@@ -180,5 +194,8 @@ def test_a_card_is_that_of_its_file(name):
     file = classifier.TRAINED_FOLDER / f"{name}.safetensors"
     assert hashlib.sha256(file.read_bytes()).hexdigest() in card
     assert f"{100 * result['test']['top1']:.2f} % of {result['test']['examples']:,} images" in card
-    assert all(f"{text}" in card for text in (result["commit"], f"seed {result['seed']}", f"{result['parameters']:,}"))
+    assert all(
+        f"{text}" in card
+        for text in (result["commit"], f"seed {result['seed']}", f"{result['trainable_parameters']:,}")
+    )
     assert result["leaked"] is False and not result["synthetic"]

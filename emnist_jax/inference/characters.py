@@ -132,7 +132,7 @@ def characters(ink: np.ndarray, style: str) -> list[Character]:
     for number, line in enumerate(_lines(_broken_merged(parts))):
         gaps = [right.left - left.right for left, right in zip(line, line[1:], strict=False)]
         height = np.median([part.height for part in line])
-        wide = max(0.5 * height, min(2 * np.median(gaps or [0]), height))
+        wide = max(0.5 * height, min(2 * np.median(gaps or [0]), 1.5 * height))
         for part, gap in zip(line, [0, *gaps], strict=True):
             character = _character(ink, labels, part, style)
             found.append(dataclasses.replace(character, line=number, after_space=bool(gap > wide)))

@@ -127,7 +127,7 @@ class Classifier:
         Returns:
           float32 `[N, num_classes]`.
         """
-        if images.dtype != np.uint8 or images.ndim != 3:
+        if images.dtype != np.uint8 or images.shape[1:] != (28, 28):
             raise UserError(f"images must be uint8 [N, 28, 28], not {images.dtype} {list(images.shape)}")
         outputs = [np.zeros((0, len(self.class_names)), np.float32)]
         for start in range(0, len(images), _BATCH_SIZES[-1]):
@@ -152,8 +152,10 @@ class Classifier:
         Raises:
           UserError: A picture cannot be read, or holds no ink.
         """
-        if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[1:] == (28, 28):
-            return self.classify(images)
+        if isinstance(images, jax.Array):
+            images = np.asarray(images)
+        if isinstance(images, np.ndarray) and images.shape[1:] in ((28, 28), (28, 28, 1)):
+            return self.classify(images.reshape(-1, 28, 28))
         if not isinstance(images, Sequence) or isinstance(images, str | bytes):
             images = [images]
         prepared = [self._prepare(image) for image in images]
@@ -214,6 +216,8 @@ class Classifier:
           path: Of the file.
           weights: How it holds them: one of `compression.WEIGHTS`.
         """
+        if weights not in compression.WEIGHTS:
+            raise unknown("weights", weights, compression.WEIGHTS)
         flat = traverse_util.flatten_dict(compression.stored(self.variables, weights), sep="/")
         result = self.result | {"class_names": list(self.class_names), "weights": weights}
         arrays = {name: np.ascontiguousarray(value) for name, value in flat.items()}
@@ -267,7 +271,9 @@ def _load_workdir(workdir: Path) -> Classifier:
 
     result = json.loads((workdir / "result.json").read_text())
     del result["history"]
-    return _build(result, load_variables(workdir, result["step"]))
+    # result.json does not say where the images were.
+    data_dir = json.loads((workdir / "config.json").read_text())["dataset"]["data_dir"]
+    return _build(result, load_variables(workdir, result["step"]), data_dir)
 
 
 def _load_file(path: Path) -> Classifier:
@@ -280,9 +286,10 @@ def _load_file(path: Path) -> Classifier:
     return _build(result, compression.restored({"batch_stats": {}, **traverse_util.unflatten_dict(flat, sep="/")}))
 
 
-def _build(result: dict, variables: dict) -> Classifier:
+def _build(result: dict, variables: dict, data_dir: str | None = None) -> Classifier:
     config = base()
     config.update(result["config"])
+    config.dataset.data_dir = data_dir
     class_names = tuple(result.get("class_names") or datasets.class_names(config.dataset))
     model = models.create(config.model, len(class_names))
     _check_shapes(model, variables)

@@ -77,7 +77,7 @@ def test_images(classifier: Classifier, data_dir: str | None = None) -> TestImag
       UserError: `data_dir` is given and has not got it.
     """
     config = classifier.config.dataset.copy_and_resolve_references()
-    config.data_dir = data_dir
+    config.data_dir = data_dir or config.data_dir
     try:
         dataset = datasets.load(config)
     except UserError as error:
@@ -148,7 +148,7 @@ def _onnx_installed():
     try:
         yield
     except ImportError as error:
-        raise UserError(f"--to=onnx needs {error.name}: pip install 'emnist_jax[onnx]'") from error
+        raise UserError(f"--to=onnx needs {error.name}: pip install -e '.[onnx]'") from error
 
 
 # Name -> (write(classifier, weights, path), open(path)).
@@ -186,8 +186,8 @@ def write(classifier: Classifier, path: Path, to: str, weights: str, test: TestI
         run = open_file(unfinished)
         verified = _verify(run, equal, classifier, test)
         description = describe(classifier, to, weights, verified)
-        Path(f"{path}.json").write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n")
         os.replace(unfinished, path)
+        Path(f"{path}.json").write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n")
     return verified, run, equal.logits
 
 

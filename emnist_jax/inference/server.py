@@ -96,7 +96,7 @@ def about(classifier: Classifier) -> str:
     result = classifier.result
     test = result["test"]
     text = (
-        f"{result['model']}, {result['parameters']:,} parameters, trained on {result['dataset']}: "
+        f"{result['model']}, {result['trainable_parameters']:,} trainable parameters, trained on {result['dataset']}: "
         f"{100 * test['top1']:.2f} % of {test['examples']:,} test images are classified correctly."
     )
     if result["synthetic"]:

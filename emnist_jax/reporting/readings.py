@@ -13,7 +13,8 @@ from emnist_jax.reporting.terminal import CONSOLE
 
 def print_reading(path: str, reading: Reading) -> None:
     """Prints the most probable classes of each character of a picture, a row for each."""
-    CONSOLE.print(f"{path}: {reading.text}" if "\n" not in reading.text else f"{path}:\n{reading.text}")
+    separator = "\n" if "\n" in reading.text else " "
+    CONSOLE.print(f"{path}:{separator}{reading.text}", soft_wrap=True)
     table = Table(show_header=False)
     for top in reading.predictions.top():
         table.add_row(*(f"{name} {100 * probability:.1f} %" for name, probability in top))
@@ -21,7 +22,10 @@ def print_reading(path: str, reading: Reading) -> None:
 
 
 def as_dict(path: str, reading: Reading | None, error: str | None) -> dict:
-    """Returns what JSON says of a picture: its text and characters, or its error."""
+    """Returns what JSON says of a picture: its error, or its text and characters.
+
+    Boxes are in pixels of the picture as it was read, upright and reduced, whose height and width are given.
+    """
     if reading is None:
         return {"picture": path, "error": error}
     characters = [
@@ -31,7 +35,8 @@ def as_dict(path: str, reading: Reading | None, error: str | None) -> dict:
         }
         for character, top in zip(reading.characters, reading.predictions.top(), strict=True)
     ]
-    return {"picture": path, "text": reading.text, "characters": characters}
+    height, width = reading.brightness.shape
+    return {"picture": path, "height": height, "width": width, "text": reading.text, "characters": characters}
 
 
 def draw(readings: Mapping[str, Reading]) -> Figure:
@@ -53,7 +58,7 @@ def draw(readings: Mapping[str, Reading]) -> Figure:
         above, below = part.subfigures(2, height_ratios=ratios)
         axes = above.subplots()
         axes.imshow(reading.brightness, cmap="gray", vmin=0, vmax=1)
-        axes.set_title(path, fontsize=9)
+        axes.set_title(path, fontsize=9, parse_math=False)
         axes.axis("off")
         for top, left, bottom, right in (character.box for character in reading.characters):
             axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="tab:red"))
@@ -61,7 +66,7 @@ def draw(readings: Mapping[str, Reading]) -> Figure:
         for axes, answer in zip(below.subplots(count, columns, squeeze=False).flat, answers, strict=False):
             character, [(name, probability)] = answer
             axes.imshow(character.image, cmap="gray")
-            axes.set_title(f"{name}  {100 * probability:.0f} %", fontsize=9)
+            axes.set_title(f"{name}  {100 * probability:.0f} %", fontsize=9, parse_math=False)
         for axes in below.axes:
             axes.axis("off")
     return figure

@@ -56,6 +56,7 @@ canvas.addEventListener("pointerdown", (event) => {
 
 canvas.addEventListener("pointermove", (event) => {
   if (!event.isPrimary || !canvas.hasPointerCapture(event.pointerId)) return;
+  if (!strokes.length) return; // cleared during the stroke
   const events = event.getCoalescedEvents?.() ?? []; // unknown to some browsers without https
   strokes.at(-1).push(...(events.length ? events : [event]).map(point));
   changed();
