@@ -192,7 +192,7 @@ def test_any_name_will_do_if_other_computers_may_use_the_page(network):
     [
         (
             {},
-            "^mnist_squeeze_10, 6,022 trainable parameters, trained on mnist: 99.34 % of 10,000 test images .* correctly",
+            "^mnist_squeeze_10, 6,022 trainable parameters, trained on mnist: 99.34 % of 10,000 .* correctly.$",
         ),
         ({"synthetic": True}, "correctly. The images are synthetic, so this is not a result.$"),
         ({"leaked": True}, "correctly. Leaked: images that it is tested on, .* were trained on.$"),
