@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from emnist_jax.errors import UserError
+from emnist_jax.reporting.terminal import standard_error
 
 
 def read(folder: Path, pattern: str = "*/seed*.json") -> dict[str, list[dict]]:
@@ -121,7 +122,9 @@ def plot(rows: list[dict], results: dict[str, list[dict]], path: Path) -> None:
     for row in {row["name"]: row for row in rows}.values():
         if found := results.get(row["name"]):
             errors = [100 * (1 - result["test"]["top1"]) for result in found]
-            spread = statistics.stdev(errors) if len(errors) > 1 else 0
+            test = found[0]["test"]
+            of_one = 100 * standard_error(test["top1"], test["examples"])
+            spread = statistics.stdev(errors) if len(errors) > 1 else of_one
             parameters = found[0]["trainable_parameters"]
             axes.errorbar(parameters, statistics.mean(errors), spread, marker="o", capsize=3, color="C0")
             if row["reported"]:
@@ -134,6 +137,10 @@ def plot(rows: list[dict], results: dict[str, list[dict]], path: Path) -> None:
                 textcoords="offset points",
             )
     axes.set(xscale="log", xlabel="trainable parameters", ylabel="test error, %")
-    axes.set_title("ours: mean and standard deviation over seeds; circles: reported")
+    axes.set_title("dots: ours, with the deviation over seeds (of one seed: the standard error); circles: reported")
+    axes.title.set_fontsize(10)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter("{x:,.0f}")
+    axes.margins(x=0.2)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
