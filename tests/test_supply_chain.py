@@ -1,6 +1,8 @@
 """What is read cannot run code, and is read where it lies; what is downloaded is checksummed (see test_datasets)."""
 
 import contextlib
+import re
+import tomllib
 from pathlib import Path
 
 from emnist_jax import datasets
@@ -36,3 +38,16 @@ def test_checkpoints_are_not_unpickled(finished, tmp_path):
         with contextlib.closing(checkpoints.Checkpoints(workdir)) as saved:
             assert saved.restore_latest(state)
     assert events and not unpickled(events)
+
+
+def test_the_lock_names_all_that_the_package_and_its_tests_need():
+    root = Path(__file__).parent.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    needed = [
+        *project["dependencies"],
+        *(name for extra in ("demo", "evaluate", "onnx", "test") for name in extras[extra]),
+    ]
+    names = {re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-") for requirement in needed}
+    locked = {line.partition("==")[0].lower().replace("_", "-") for line in (root / "requirements.lock").open()}
+    assert names - locked == {"emnist-jax"}
