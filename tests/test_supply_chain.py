@@ -49,5 +49,8 @@ def test_the_lock_names_all_that_the_package_and_its_tests_need():
         *(name for extra in ("demo", "evaluate", "onnx", "test") for name in extras[extra]),
     ]
     names = {re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-") for requirement in needed}
-    locked = {line.partition("==")[0].lower().replace("_", "-") for line in (root / "requirements.lock").open()}
+    locked = {
+        line.partition("==")[0].lower().replace("_", "-")
+        for line in (root / "requirements.lock").read_text().splitlines()
+    }
     assert names - locked == {"emnist-jax"}
