@@ -306,6 +306,15 @@ def test_the_command_prints_what_it_found(classifier, tmp_path):
     assert load(path).class_names == classifier.class_names
 
 
+@pytest.mark.parametrize(("to", "package"), [("stablehlo", "flatbuffers"), ("onnx", "onnx")])
+def test_what_is_not_installed_is_named(to, package, classifier, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, "emnist_jax.inference.onnx_graph")
+    monkeypatch.delattr("emnist_jax.inference.onnx_graph")
+    with pytest.raises(UserError, match=rf"needs {package}: pip install -e '\.\[export\]'"):
+        exported.FORMATS[to][0](classifier, "float32", tmp_path / "file")
+
+
 @needs_real_data
 def test_the_network_keeps_its_accuracy_on_all_of_mnist(classifier, tmp_path):
     test = exported.test_images(classifier, str(REAL_DATA / "mnist"))

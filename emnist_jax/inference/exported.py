@@ -118,6 +118,8 @@ def _batch() -> jax.ShapeDtypeStruct:
 
 
 def _write_stablehlo(classifier: Classifier, weights: str, path: Path) -> None:
+    with _installed():
+        import flatbuffers  # noqa: F401  jax.export needs it
     program = jax.export.export(jax.jit(function(classifier, weights)), platforms=PLATFORMS)(_batch())
     path.write_bytes(program.serialize())
 
@@ -130,25 +132,25 @@ def _open_stablehlo(path: Path) -> Run:
 def _write_onnx(classifier: Classifier, weights: str, path: Path) -> None:
     if classifier.model.dtype != jnp.float32:
         raise UserError(f"ONNX Runtime does not compute in {classifier.config.model.dtype}; use --to=stablehlo")
-    with _onnx_installed():
+    with _installed():
         from emnist_jax.inference import onnx_graph
     model = onnx_graph.convert(function(classifier, weights), {INPUT: _batch()}, OUTPUT)
     path.write_bytes(model.SerializeToString())
 
 
 def _open_onnx(path: Path) -> Run:
-    with _onnx_installed():
+    with _installed():
         import onnxruntime
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: session.run([OUTPUT], {INPUT: images})[0]
 
 
 @contextlib.contextmanager
-def _onnx_installed():
+def _installed():
     try:
         yield
     except ImportError as error:
-        raise UserError(f"--to=onnx needs {error.name}: pip install -e '.[onnx]'") from error
+        raise UserError(f"this format needs {error.name}: pip install -e '.[export]'") from error
 
 
 # Name -> (write(classifier, weights, path), open(path)).
