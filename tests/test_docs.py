@@ -142,7 +142,10 @@ def test_the_tour_runs(tmp_path):
     tour = re.search(r"^## A tour\n.*?```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.M | re.S)[1]
     workdir = str(tmp_path / "run")
     more = {
-        "main": (f"--workdir={workdir}", "--config.dataset.train_per_class=5", "--config.training.steps=1"),
+        "main": (
+            *(f"--workdir={workdir}", "--config.training.steps=1", "--config.training.batch_size=16"),
+            *("--config.dataset.train_per_class=5", "--config.dataset.test_per_class=2"),
+        ),
         "evaluate": (f"--out={tmp_path}",),
         "export": (f"--out={tmp_path / 'network.stablehlo'}",),
     }
