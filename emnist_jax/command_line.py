@@ -5,6 +5,7 @@ A command imports what takes long (jax) within its `main`, so that Ctrl-C, --hel
 
 import contextlib
 import functools
+import hashlib
 import os
 import re
 import signal
@@ -24,7 +25,7 @@ from emnist_jax.training import signals
 # The flags that are defined here are those of the command that asks for them, also in its help.
 flags.disclaim_key_flags()
 
-COMMANDS = ("main", "predict", "demo", "evaluate", "export", "summary", "sweep", "results", "audit")
+COMMANDS = ("main", "predict", "demo", "evaluate", "export", "summary", "sweep", "results", "audit", "benchmark")
 _EXPERIMENT = """\
   --config: Experiment file, with its variant: configs/quickstart.py, configs/densenet.py:layer_1
   --config.KEY: Another value for a key, e.g. --config.training.epochs=5; emnist_jax/config.py says all keys
@@ -113,6 +114,7 @@ def run(main: Callable, config: str | None = "required", positional: bool = Fals
         except Stopped as stop:
             _exit(f"{stop}; the same command resumes", os.EX_TEMPFAIL)
 
+    keep_compiled_programs()
     # Outside of training, which handles signals by itself, there is nothing to save.
     signals.handle(functools.partial(_exit_on_signal, resumes))
     if {"--help", "-help", "--helpshort", "-h", "-?"} & set(sys.argv[1:]):
@@ -128,6 +130,27 @@ def run(main: Callable, config: str | None = "required", positional: bool = Fals
     logging.get_absl_logger().disabled = True
     sys.unraisablehook = _unraisablehook
     app.run(guarded, flags_parser=parse_or_exit)
+
+
+def keep_compiled_programs() -> None:
+    """Lets JAX keep what it compiles in the user's cache folder, at most 1 GiB, unless its own variables say otherwise.
+
+    To be called before JAX is imported.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    with contextlib.suppress(OSError, RuntimeError):  # no home, or one that cannot be written: compile each time
+        # A home may be shared by machines, and a program for one processor may end another's process.
+        cpuinfo = Path("/proc/cpuinfo")
+        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+        processor = "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emnist_jax"
+        folder = cache / f"programs_{hashlib.sha256(processor.encode()).hexdigest()[:8]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+            os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))
+            os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 def parse(

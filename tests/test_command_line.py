@@ -1,5 +1,6 @@
 """What a newcomer types first: help, and Ctrl-C before anything has begun."""
 
+import os
 import re
 import signal
 import subprocess
@@ -47,3 +48,51 @@ def test_only_what_trains_promises_to_resume():
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 2
     assert re.match(r"error: \[Errno \d+\] .*\n", stderr) and "resumes" not in stderr
+
+
+@pytest.fixture
+def cache_of_its_own(tmp_path, monkeypatch):
+    """A user's cache folder, and none of JAX's variables."""
+    for name in list(os.environ):
+        if name.startswith(("JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    yield tmp_path
+    os.environ.pop("JAX_COMPILATION_CACHE_MAX_SIZE", None)  # monkeypatch puts back the others
+
+
+def test_compiled_programs_go_to_the_users_cache_folder(cache_of_its_own):
+    command_line.keep_compiled_programs()
+    folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    assert folder.parent == cache_of_its_own / "emnist_jax" and folder.is_dir()
+    assert os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] == str(2**30)
+
+
+def test_jaxs_own_variable_decides_where_compiled_programs_go(cache_of_its_own, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    command_line.keep_compiled_programs()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"
+    assert "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ
+    assert not list(cache_of_its_own.iterdir())
+
+
+def test_without_a_cache_folder_programs_are_compiled_each_time(cache_of_its_own, monkeypatch):
+    (cache_of_its_own / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_of_its_own / "file"))
+    command_line.keep_compiled_programs()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+@pytest.mark.slow
+def test_a_damaged_compiled_program_is_compiled_again(cache_of_its_own):
+    outputs = []
+    for _ in range(2):
+        process = start("emnist_jax.predict", "docs/note.jpg")
+        stdout, _ = process.communicate(timeout=240)
+        assert process.returncode == 0
+        outputs.append(stdout)
+        programs = list(cache_of_its_own.glob("emnist_jax/*/*-cache"))
+        assert programs
+        for path in programs:
+            path.write_bytes(path.read_bytes()[:100])
+    assert outputs[0] == outputs[1] and "READ ME 42" in outputs[0]

@@ -31,6 +31,7 @@ class Summary:
       non_trainable: Number of BatchNorm's running statistics.
       receptive_field: Side, in pixels, of the square of the padded image that a logit depends on.
       multiply_adds: Of the convolutions and matrix products of one image's forward pass.
+      product_outputs: Number of values that these give.
     """
 
     layers: tuple[Layer, ...]
@@ -38,6 +39,7 @@ class Summary:
     non_trainable: int
     receptive_field: int
     multiply_adds: int
+    product_outputs: int
 
 
 def summarize(model: Network) -> Summary:
@@ -65,7 +67,7 @@ def summarize(model: Network) -> Summary:
 
     layers = (Layer("/".join(path), kind, shape, size(path)) for path, kind, shape in calls)
     jaxpr = jax.make_jaxpr(lambda variables, image: model.apply(variables, image, train=False))(variables, image)
-    counted = [0]
+    counted = [0, 0]
     inputs = [None] * (len(jaxpr.jaxpr.invars) - 1) + [(1, 1)]
     ((receptive_field, _),) = _walk(jaxpr.jaxpr, inputs, counted)
     return Summary(
@@ -74,7 +76,7 @@ def summarize(model: Network) -> Summary:
         _size(variables["params"]),
         _size(variables.get("batch_stats", {})),
         receptive_field,
-        counted[0],
+        *counted,
     )
 
 
@@ -83,7 +85,7 @@ def _size(tree) -> int:
 
 
 def _walk(jaxpr, inputs: list, counted: list[int]) -> list:
-    """Propagates receptive fields through a jaxpr, and adds its multiply-adds to `counted[0]`.
+    """Propagates receptive fields through a jaxpr, and adds its multiply-adds and what they give to `counted`.
 
     `inputs` and the result hold (receptive field, distance between neighbours) of each variable, in pixels, or None if
     it does not depend on the image.
@@ -105,7 +107,9 @@ def _walk(jaxpr, inputs: list, counted: list[int]) -> list:
             if result:
                 result = (result[0] + (window - 1) * result[1], result[1] * stride)
             results = [result] * len(equation.outvars)
-            counted[0] += _multiply_adds(equation)
+            if multiply_adds := _multiply_adds(equation):
+                counted[0] += multiply_adds
+                counted[1] += equation.outvars[0].aval.size
         known |= zip(equation.outvars, results, strict=True)
     return [read(variable) for variable in jaxpr.outvars]
 

@@ -1,0 +1,91 @@
+"""Tables of what `emnist_jax.benchmark` measured."""
+
+import importlib.util
+import platform
+import statistics
+from importlib.metadata import version
+from pathlib import Path
+
+from emnist_jax.reporting import environment as of_runs
+
+COLUMNS = (
+    "network",
+    "batch",
+    "task",
+    "ours, images/s",
+    "PyTorch",
+    "channels last",
+    "compiled",
+    "DataLoader",
+    "ours / best PyTorch",
+    "share of the limit",
+    "first batch, s: ours, PyTorch, compiled",
+    "peak, MB: ours, PyTorch",
+)
+HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
+
+
+def environment() -> dict:
+    """Returns what `reporting.environment` does, the processor's name, and PyTorch's version."""
+    found = of_runs.environment()
+    if importlib.util.find_spec("torch"):
+        found["versions"]["torch"] = version("torch")
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
+    return found | {"processor": ", ".join(names) or platform.processor()}
+
+
+def describe(record: dict) -> str:
+    """Returns a sentence about the device and its limits."""
+    found, device = record["environment"], record["device"]
+    versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("jax", "torch") if name in found["versions"])
+    return (
+        f"{found['device']} ({found['processor']}), {versions}, commit {found['commit']}. Measured limits: "
+        f"{2 * device['multiply_adds'] / 1e9:,.0f} GFLOP/s, {device['bytes'] / 1e9:,.0f} GB/s."
+    )
+
+
+def _median(outcome: dict | None) -> float:
+    return statistics.median(outcome["images_per_second"]) if outcome and not outcome["error"] else 0.0
+
+
+def ratio(row: dict) -> tuple[float, float, float] | None:
+    """Returns our speed over the fastest PyTorch's with images on the device: median, least and most of rounds."""
+    found = row["contenders"]
+    rivals = [found[name] for name in ("pytorch", "pytorch_channels_last", "pytorch_compiled") if name in found]
+    best = max(rivals, key=_median, default=None)
+    if not _median(best):
+        return None
+    pairs = zip(found["emnist_jax"]["images_per_second"], best["images_per_second"], strict=True)
+    ratios = [ours / theirs for ours, theirs in pairs]
+    return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def line(row: dict) -> str:
+    """Returns a row of the Markdown table."""
+    found = row["contenders"]
+
+    def of_each(names: tuple[str, ...], text) -> str:
+        return ", ".join(text(found[name]) if _median(found.get(name)) else "–" for name in names)
+
+    def speed(name: str) -> str:
+        return of_each((name,), lambda outcome: f"{_median(outcome):,.0f}")
+
+    ratios = ratio(row)
+    cells = [
+        f"`{row['model']}`",
+        f"{row['batch_size']:,}",
+        row["task"] + ("" if row["dtype"] == "float32" else f", {row['dtype']}"),
+        *map(speed, ("emnist_jax", "pytorch", "pytorch_channels_last", "pytorch_compiled", "pytorch_dataloader")),
+        f"{ratios[0]:.2f} ({ratios[1]:.2f} to {ratios[2]:.2f})" if ratios else "–",
+        f"{_median(found['emnist_jax']) / row['limit_images_per_second']:.0%}",
+        of_each(("emnist_jax", "pytorch", "pytorch_compiled"), lambda outcome: f"{outcome['first_batch_seconds']:.1f}"),
+        of_each(("emnist_jax", "pytorch"), lambda outcome: f"{outcome['peak_bytes'] / 1e6:,.0f}"),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def table(record: dict) -> str:
+    """Returns the description and the Markdown table of a record."""
+    return "\n".join([describe(record), "", HEADER, *map(line, record["rows"])])
