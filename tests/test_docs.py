@@ -40,9 +40,9 @@ PAGES = "".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("do
 BLOCKS = "".join(re.findall(r"^```sh\n(.*?)^```", PAGES, re.M | re.S)).replace("\\\n", " ")
 WORDS = [shlex.split(line, comments=True) for line in re.split(r"\n|&&", BLOCKS)]
 COMMANDS = sorted({shlex.join(words) for words in WORDS if words})
-PROGRAM = re.compile(r"(?:sbatch )?(?:launch/\w+\.sh|python -m emnist_jax\.(\w+)) ?(.*)")
+PROGRAM = re.compile(r"(?:sbatch (?:--\S+ )*)?(?:launch/\w+\.sh|python -m emnist_jax\.(\w+)) ?(.*)")
 OURS = [match for match in map(PROGRAM.match, COMMANDS) if match and match[1] in (None, "main")]
-OURS = [match for match in OURS if "transfer.sh" not in match[0]]
+OURS = [match for match in OURS if not re.search(r"transfer\.sh|sweep\.sh", match[0])]
 TRAININGS = {" ".join(word for word in match[2].split() if not LEFT_OUT.match(word)) for match in OURS}
 
 
@@ -64,7 +64,7 @@ def check(command: str, config: pytest.Config) -> None:
     words = shlex.split(command)
     assert all((ROOT / word).exists() for word in words if word.startswith(("launch/", "tests/")))
     if match := PROGRAM.match(command):
-        program, arguments = match[1] or "main", shlex.split(match[2])
+        program, arguments = match[1] or ("sweep" if "sweep.sh" in command else "main"), shlex.split(match[2])
         assert program in command_line.COMMANDS, f"no rule for {command}"
         if "transfer.sh" in command:  # test_transfer.py runs it
             arguments = ["--config=configs/densenet.py", *arguments[2:]]
