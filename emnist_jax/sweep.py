@@ -17,7 +17,9 @@ from emnist_jax.errors import Stopped, UserError, first_line
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the runs; default: runs/NAME_OF_THE_SWEEP", allow_override=True
 )
-_RESULTS = flags.DEFINE_string("results", None, "Folder that also takes each result.json, as ROW/seedN.json")
+_RESULTS = flags.DEFINE_string(
+    "results", None, "Folder that also takes each result.json, as ROW/seedN.json; what it holds is not run again"
+)
 _SHARD = flags.DEFINE_string("shard", "0/1", "I/N: only every N-th run, from the I-th on, counted from 0")
 _MINUTES = flags.DEFINE_float("minutes", None, "Start no run after so many minutes; the same command goes on")
 _OVERRIDE = flags.DEFINE_multi_string("override", [], "KEY=VALUE for all runs, e.g. dataset.data_dir=FOLDER")
@@ -38,6 +40,9 @@ def main(sweep) -> None:
     terminal.CONSOLE.quiet = True
     for number, (row, seed) in enumerate(runs):
         folder = workdir / row["name"] / f"seed{seed}"
+        copy = Path(_RESULTS.value, row["name"], f"seed{seed}.json") if _RESULTS.value else None
+        if copy and copy.exists():
+            continue
         if _MINUTES.value is not None and time.monotonic() - started >= 60 * _MINUTES.value:
             raise Stopped(f"--minutes={_MINUTES.value:g} are over with {len(runs) - number} of {len(runs)} runs to go")
         finished_before = (folder / "result.json").exists()
@@ -52,14 +57,13 @@ def main(sweep) -> None:
             print(f"    failed: {error}", flush=True)
         else:
             trained += not finished_before
-            if _RESULTS.value:
-                copy = Path(_RESULTS.value, row["name"], f"seed{seed}.json")
+            if copy:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / "result.json", copy)
             if not finished_before:
                 top1 = 100 * result[sweep.split]["top1"]
                 print(f"    {sweep.split} top-1 {top1:.2f} %, {result['train_seconds']:.0f} s", flush=True)
-    results = tables.read(workdir, "*/seed*/result.json")
+    results = tables.read(Path(_RESULTS.value)) if _RESULTS.value else tables.read(workdir, "*/seed*/result.json")
     print(tables.markdown(sweep.rows, results, sweep.split, failures))
     if results and sweep.split == "test":
         tables.plot(sweep.rows, results, workdir / "sweep.png")

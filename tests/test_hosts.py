@@ -475,9 +475,7 @@ def slurm(processes, tmp_path):
     return start
 
 
-@pytest.mark.parametrize(
-    ("script", "codes"), [("slurm.sh", {75, 134, 137, 143}), ("slurm_sweep.sh", {75, 137, 143})]
-)
+@pytest.mark.parametrize(("script", "codes"), [("slurm.sh", {75, 134, 137, 143}), ("slurm_sweep.sh", {75, 137, 143})])
 def test_slurm_requeues_after_these_codes_alone(slurm, tmp_path, script, codes):
     array = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "4"}
     calls, requeued = tmp_path / "bin/scontrol.calls", set()
