@@ -1,7 +1,8 @@
 """Runs the rows of a table: `python -m emnist_jax.sweep --config=configs/sweeps/mnist.py [--results=results]`.
 
 Each run has its own folder, WORKDIR/ROW/seedN. The same command resumes: finished runs are left out, and a run that was
-stopped goes on. If a run fails, the others go on, and the table says why it failed.
+stopped goes on. If a run fails, the others go on, and the table says why it failed. A file may also name a search of
+keys, such as configs/sweeps/squeeze_search.py.
 """
 
 import re
@@ -33,6 +34,8 @@ def main(sweep) -> None:
 
     hosts.check_devices()
     workdir = Path(_WORKDIR.value or f"runs/{command_line.config_name()}").expanduser()
+    if "search" in sweep:
+        return _search(sweep, workdir)
     shard, shards = _parse_shard(_SHARD.value)
     runs = [(row, seed) for row in sweep.rows for seed in row["seeds"]][shard::shards]
     started, programs, failures, trained = time.monotonic(), {}, {}, 0
@@ -71,6 +74,24 @@ def main(sweep) -> None:
     if failures:
         failed = [f"{name} {failure}" for name, of_row in failures.items() for failure in of_row]
         raise UserError(f"{len(failed)} of {len(runs)} runs failed, first {failed[0]}")
+
+
+def _search(sweep, workdir: Path) -> None:
+    from emnist_jax import search
+    from emnist_jax.reporting import terminal
+    from emnist_jax.training import loop
+
+    if _RESULTS.value or _SHARD.value != "0/1":
+        raise UserError("a search takes no --results and no --shard: leave them out")
+    started, programs = time.monotonic(), {}
+    terminal.CONSOLE.quiet = True
+    search.run(
+        sweep.rows[0],
+        sweep.search,
+        workdir,
+        lambda row, seed, folder: loop.train_and_evaluate(experiment_of(row, seed, _OVERRIDE.value), folder, programs),
+        lambda: _MINUTES.value is not None and time.monotonic() - started >= 60 * _MINUTES.value,
+    )
 
 
 def _parse_shard(text: str) -> tuple[int, int]:

@@ -32,8 +32,8 @@ def get_config():
 """
 
 
-def start(folder: Path, *flags: str) -> subprocess.Popen:
-    (folder / "tiny.py").write_text(SWEEP)
+def start(folder: Path, *flags: str, sweep: str = SWEEP) -> subprocess.Popen:
+    (folder / "tiny.py").write_text(sweep)
     command = [
         sys.executable,
         "-m",
