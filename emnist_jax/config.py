@@ -234,6 +234,19 @@ def sweep(*rows: dict, split: str = "test") -> ConfigDict:
     return ConfigDict({"rows": rows, "split": split}, convert_dict=False)
 
 
+def search(row: dict, ranges: dict, trials: int, sampler: str = "tpe") -> ConfigDict:
+    """Returns the config of a search of keys that make a row's validation top-1 high: a `sweep` whose rows are trials.
+
+    Args:
+      row: Made by `row`; each trial runs all of its seeds, and counts with their mean.
+      ranges: Dotted key -> (low, high), (low, high, "log") or a list of choices. Two integers give integers.
+      trials: How many.
+      sampler: Optuna's that proposes: "tpe", which learns from the trials before, or "random".
+    """
+    found = {"ranges": ranges, "trials": trials, "sampler": sampler}
+    return ConfigDict({"rows": (row,), "split": "validation", "search": found}, convert_dict=False)
+
+
 def experiment_name(config: str) -> str:
     """Returns a name for files: "configs/candidates.py:mobilenet,fixed" is "candidates_mobilenet_fixed"."""
     path, _, variant = config.partition(":")

@@ -1,7 +1,8 @@
 """Runs the rows of a table: `python -m emnist_jax.sweep --config=configs/sweeps/mnist.py [--results=results]`.
 
 Each run has its own folder, WORKDIR/ROW/seedN. The same command resumes: finished runs are left out, and a run that was
-stopped goes on. If a run fails, the others go on, and the table says why it failed.
+stopped goes on. If a run fails, the others go on, and the table says why it failed. A file may also name a search of
+keys, such as configs/sweeps/squeeze_search.py.
 """
 
 import re
@@ -17,7 +18,9 @@ from emnist_jax.errors import Stopped, UserError, first_line
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the runs; default: runs/NAME_OF_THE_SWEEP", allow_override=True
 )
-_RESULTS = flags.DEFINE_string("results", None, "Folder that also takes each result.json, as ROW/seedN.json")
+_RESULTS = flags.DEFINE_string(
+    "results", None, "Folder that also takes each result.json, as ROW/seedN.json; what it holds is not run again"
+)
 _SHARD = flags.DEFINE_string("shard", "0/1", "I/N: only every N-th run, from the I-th on, counted from 0")
 _MINUTES = flags.DEFINE_float("minutes", None, "Start no run after so many minutes; the same command goes on")
 _OVERRIDE = flags.DEFINE_multi_string("override", [], "KEY=VALUE for all runs, e.g. dataset.data_dir=FOLDER")
@@ -31,6 +34,8 @@ def main(sweep) -> None:
 
     hosts.check_devices()
     workdir = Path(_WORKDIR.value or f"runs/{command_line.config_name()}").expanduser()
+    if "search" in sweep:
+        return _search(sweep, workdir)
     shard, shards = _parse_shard(_SHARD.value)
     runs = [(row, seed) for row in sweep.rows for seed in row["seeds"]][shard::shards]
     started, programs, failures, trained = time.monotonic(), {}, {}, 0
@@ -38,6 +43,9 @@ def main(sweep) -> None:
     terminal.CONSOLE.quiet = True
     for number, (row, seed) in enumerate(runs):
         folder = workdir / row["name"] / f"seed{seed}"
+        copy = Path(_RESULTS.value, row["name"], f"seed{seed}.json") if _RESULTS.value else None
+        if copy and copy.exists():
+            continue
         if _MINUTES.value is not None and time.monotonic() - started >= 60 * _MINUTES.value:
             raise Stopped(f"--minutes={_MINUTES.value:g} are over with {len(runs) - number} of {len(runs)} runs to go")
         finished_before = (folder / "result.json").exists()
@@ -52,14 +60,13 @@ def main(sweep) -> None:
             print(f"    failed: {error}", flush=True)
         else:
             trained += not finished_before
-            if _RESULTS.value:
-                copy = Path(_RESULTS.value, row["name"], f"seed{seed}.json")
+            if copy:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / "result.json", copy)
             if not finished_before:
                 top1 = 100 * result[sweep.split]["top1"]
                 print(f"    {sweep.split} top-1 {top1:.2f} %, {result['train_seconds']:.0f} s", flush=True)
-    results = tables.read(workdir, "*/seed*/result.json")
+    results = tables.read(Path(_RESULTS.value)) if _RESULTS.value else tables.read(workdir, "*/seed*/result.json")
     print(tables.markdown(sweep.rows, results, sweep.split, failures))
     if results and sweep.split == "test":
         tables.plot(sweep.rows, results, workdir / "sweep.png")
@@ -67,6 +74,24 @@ def main(sweep) -> None:
     if failures:
         failed = [f"{name} {failure}" for name, of_row in failures.items() for failure in of_row]
         raise UserError(f"{len(failed)} of {len(runs)} runs failed, first {failed[0]}")
+
+
+def _search(sweep, workdir: Path) -> None:
+    from emnist_jax import search
+    from emnist_jax.reporting import terminal
+    from emnist_jax.training import loop
+
+    if _RESULTS.value or _SHARD.value != "0/1":
+        raise UserError("a search takes no --results and no --shard: leave them out")
+    started, programs = time.monotonic(), {}
+    terminal.CONSOLE.quiet = True
+    search.run(
+        sweep.rows[0],
+        sweep.search,
+        workdir,
+        lambda row, seed, folder: loop.train_and_evaluate(experiment_of(row, seed, _OVERRIDE.value), folder, programs),
+        lambda: _MINUTES.value is not None and time.monotonic() - started >= 60 * _MINUTES.value,
+    )
 
 
 def _parse_shard(text: str) -> tuple[int, int]:

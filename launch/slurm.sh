@@ -16,9 +16,10 @@ export JAX_PLATFORMS="${JAX_PLATFORMS:-cuda}"
 code=0
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 \
   python -m emnist_jax.main --distributed "$@" || code=$?
-# Stopped, aborted by JAX, or killed. SLURM itself requeues jobs whose node fails. A trap would also catch scancel.
+# Stopped, aborted by JAX, killed, or stopped before Python had started. SLURM itself requeues jobs whose node fails.
+# A trap would also catch scancel.
 case $code in
-  75 | 134 | 137)
+  75 | 134 | 137 | 143)
     if ((${SLURM_RESTART_COUNT:-0} < ${MAX_RESTARTS:-20})); then
       scontrol requeue "$SLURM_JOB_ID"
     else

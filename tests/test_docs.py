@@ -23,7 +23,7 @@ from processes import ROOT, Processes, run, wait_for
 # What is not run, and why.
 NOT_RUN = {
     **dict.fromkeys(("python3 -m venv", "."), "they make an environment"),
-    **dict.fromkeys(("pip install", "git clone"), "they need a network"),
+    **dict.fromkeys(("pip install", "pip wheel", "git clone"), "they need a network"),
     "tensorboard": "it serves until it is stopped",
     "kubectl apply": "it needs a cluster; test_hosts.py runs what the file starts",
 }
@@ -40,9 +40,9 @@ PAGES = "".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("do
 BLOCKS = "".join(re.findall(r"^```sh\n(.*?)^```", PAGES, re.M | re.S)).replace("\\\n", " ")
 WORDS = [shlex.split(line, comments=True) for line in re.split(r"\n|&&", BLOCKS)]
 COMMANDS = sorted({shlex.join(words) for words in WORDS if words})
-PROGRAM = re.compile(r"(?:sbatch )?(?:launch/\w+\.sh|python -m emnist_jax\.(\w+)) ?(.*)")
+PROGRAM = re.compile(r"(?:sbatch (?:--\S+ )*|[A-Z]+=\S+ )?(?:launch/\w+\.sh|python -m emnist_jax\.(\w+)) ?(.*)")
 OURS = [match for match in map(PROGRAM.match, COMMANDS) if match and match[1] in (None, "main")]
-OURS = [match for match in OURS if "transfer.sh" not in match[0]]
+OURS = [match for match in OURS if not re.search(r"(transfer|sweep|all_results)\.sh", match[0])]
 TRAININGS = {" ".join(word for word in match[2].split() if not LEFT_OUT.match(word)) for match in OURS}
 
 
@@ -64,10 +64,12 @@ def check(command: str, config: pytest.Config) -> None:
     words = shlex.split(command)
     assert all((ROOT / word).exists() for word in words if word.startswith(("launch/", "tests/")))
     if match := PROGRAM.match(command):
-        program, arguments = match[1] or "main", shlex.split(match[2])
+        program, arguments = match[1] or ("sweep" if "sweep.sh" in command else "main"), shlex.split(match[2])
         assert program in command_line.COMMANDS, f"no rule for {command}"
         if "transfer.sh" in command:  # test_transfer.py runs it
             arguments = ["--config=configs/densenet.py", *arguments[2:]]
+        if "all_results.sh" in command:  # test_sweep.py runs it
+            program, arguments = "sweep", ["--config=configs/sweeps/mnist.py", *arguments[1:]]
         values = parse(program, arguments)
         if program in ("main", "summary") and values.config:  # test_sweep.py builds all rows
             validate(values.config)

@@ -61,16 +61,20 @@ def test_every_flag_of_the_launch_files_exists():
         assert set(re.findall(r"--(\w+)", command)) <= {*flags.FLAGS, "config"}, name
 
 
-def test_slurm_asks_for_what_the_run_needs():
-    head = (LAUNCH / "slurm.sh").read_text().partition("\nset -e")[0]
+@pytest.mark.parametrize("script", ["slurm.sh", "slurm_sweep.sh"])
+def test_slurm_asks_for_what_the_run_needs(script):
+    head = (LAUNCH / script).read_text().partition("\nset -e")[0]
     options = dict(re.findall(r"^#SBATCH --([\w-]+)=?(\S*)$", head, re.M))
-    # JAX picks the GPU by SLURM_LOCALID, of those that the task sees.
     assert options["nodes"] == "1"
-    assert options["ntasks-per-node"] == options["gpus-per-node"] == "4"
-    assert not {"gpus-per-task", "gpu-bind"} & options.keys()
     assert options["signal"] == "TERM@120"
     assert options["open-mode"] == "append"
     assert "requeue" in options
+    if script == "slurm.sh":
+        # JAX picks the GPU by SLURM_LOCALID, of those that the task sees.
+        assert options["ntasks-per-node"] == options["gpus-per-node"] == "4"
+        assert not {"gpus-per-task", "gpu-bind"} & options.keys()
+    else:
+        assert options["ntasks"] == options["gpus-per-node"] == "1"
 
 
 def test_kubernetes_pods_find_each_other_and_come_back():
@@ -419,6 +423,10 @@ SRUN = """#!/usr/bin/env bash
 # As srun: starts the tasks of one node, each with its own variables, and returns the highest exit code.
 set -u
 while [[ $1 == --* ]]; do shift; done
+if [[ -n ${END_WITH:-} ]]; then
+  echo "$@" >"$0.calls"
+  exit "$END_WITH"
+fi
 pids=()
 for i in 0 1; do
   SLURM_STEP_NODELIST=localhost SLURM_STEP_NUM_NODES=1 SLURM_NTASKS=2 SLURM_PROCID=$i SLURM_LOCALID=$i "$@" &
@@ -433,20 +441,31 @@ exit "$highest"
 """
 
 
+# As scontrol: a requeued job's script is killed, which no code of its own can follow.
+SCONTROL = """#!/bin/sh
+echo "$@" >>"$0.calls"
+kill -9 $PPID
+"""
+REQUEUED = 137
+
+
 @pytest.fixture
 def slurm(processes, tmp_path):
-    """Returns `slurm(*flags)`, which starts slurm.sh as a job of two tasks with two devices each."""
+    """Returns `slurm(*flags)`, which starts slurm.sh as a job of two tasks with two devices each.
+
+    With END_WITH, its tasks only note the command and end with this code.
+    """
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name, content in (("srun", SRUN), ("scontrol", '#!/bin/sh\necho "$@" >>"$0.calls"\n')):
+    for name, content in (("srun", SRUN), ("scontrol", SCONTROL)):
         (folder / name).write_text(content)
         (folder / name).chmod(0o755)
 
-    def start(*arguments, **environment) -> Process:
+    def start(*arguments, script="slurm.sh", **environment) -> Process:
         # JAX takes the port from the job's number.
         lowest = 2**16 - 2**12
         return processes.start(
-            *(LAUNCH / "slurm.sh", *arguments),
+            *(LAUNCH / script, *arguments),
             PATH=f"{folder}:{Path(MAIN[0]).parent}:{os.environ['PATH']}",
             SLURM_JOB_ID=str(2**12 + free_port(lowest) - lowest),
             SLURM_CPUS_PER_TASK="1",
@@ -454,6 +473,28 @@ def slurm(processes, tmp_path):
         )
 
     return start
+
+
+@pytest.mark.parametrize(("script", "codes"), [("slurm.sh", {75, 134, 137, 143}), ("slurm_sweep.sh", {75, 137, 143})])
+def test_slurm_requeues_after_these_codes_alone(slurm, tmp_path, script, codes):
+    array = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "4"}
+    calls, requeued = tmp_path / "bin/scontrol.calls", set()
+    for code in (0, 1, 2, 75, 134, 137, 139, 143):
+        job = slurm("--config=FILE", script=script, END_WITH=str(code), **array)
+        assert job.code() == (REQUEUED if code in codes else code), job.output
+        requeued |= {code} if calls.exists() else set()
+        calls.unlink(missing_ok=True)
+    assert requeued == codes
+    job = slurm("--config=FILE", script=script, END_WITH="75", SLURM_RESTART_COUNT="2", MAX_RESTARTS="2", **array)
+    assert job.code() == 75 and not calls.exists()
+    assert job.output == "started again 2 times: the same command resumes\n"
+    command = {"slurm.sh": "main --distributed", "slurm_sweep.sh": "sweep --shard=2/4"}[script]
+    assert (tmp_path / "bin/srun.calls").read_text() == f"python -m emnist_jax.{command} --config=FILE\n"
+
+
+def test_a_sweep_that_is_no_array_says_so(slurm):
+    job = slurm("--config=FILE", script="slurm_sweep.sh", END_WITH="0")
+    assert job.code() == 1 and job.output.endswith("SLURM_ARRAY_TASK_ID: pass --array=0-7 to sbatch\n")
 
 
 @pytest.mark.slow
@@ -464,7 +505,7 @@ def test_slurm_requeues_what_was_stopped(slurm, together, tmp_path):
     # As --signal=TERM does: to the tasks, not to the script.
     for pid in (tmp_path / "bin/srun.pids").read_text().split():
         os.kill(int(pid), signal.SIGTERM)
-    assert job.code() == 75, job.output
+    assert job.code() == REQUEUED, job.output
     assert re.fullmatch(r"requeue \d+\n", calls.read_text())
 
     job = slurm(*TINY, f"--workdir={workdir}")
@@ -483,7 +524,7 @@ def test_slurm_requeues_what_lost_a_process_but_not_for_ever(slurm, tmp_path, co
     if code == 137:
         wait_for("epoch 1 ", workdir / "log.txt", job)
         os.kill(int((tmp_path / "bin/srun.pids").read_text().split()[1]), signal.SIGKILL)
-    assert job.code() == code, job.output
+    assert job.code() == (REQUEUED if requeued else code), job.output
     assert (tmp_path / "bin/scontrol.calls").exists() == requeued
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from emnist_jax import results
 from emnist_jax.config import row
 from emnist_jax.errors import UserError
-from emnist_jax.reporting import tables
+from emnist_jax.reporting import environment, tables
 from emnist_jax.sweep import experiment_of
 
 ROOT = Path(__file__).parent.parent
@@ -43,6 +44,28 @@ def test_the_repository_holds_what_its_tables_say():
 
 def test_a_result_that_is_what_its_name_says_is_accepted():
     results.check_results([ROW], {"mnist_gap_v5": [result_of(0, 0.99), result_of(1, 0.98)]})
+
+
+def test_only_changed_code_makes_a_commit_dirty(tmp_path, monkeypatch):
+    def git(*arguments):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    files = [tmp_path / name for name in ("emnist_jax/reporting/environment.py", "configs/a.py", "README.md")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("a")
+    monkeypatch.setattr(environment, "__file__", str(files[0]))
+    assert environment.commit() == "unknown"
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "a")
+    clean = environment.commit()
+    assert len(clean) == 12
+    for file, expected in zip(files, (f"{clean}-dirty", f"{clean}-dirty", clean), strict=True):
+        file.write_text("b")
+        assert environment.commit() == expected
+        git("checkout", ".")
 
 
 @pytest.mark.parametrize(

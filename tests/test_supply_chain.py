@@ -46,7 +46,7 @@ def test_the_lock_names_all_that_the_package_and_its_tests_need():
     extras = project["optional-dependencies"]
     needed = [
         *project["dependencies"],
-        *(name for extra in ("demo", "evaluate", "export", "test") for name in extras[extra]),
+        *(name for extra in ("demo", "evaluate", "export", "search", "test") for name in extras[extra]),
     ]
     names = {re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-") for requirement in needed}
     locked = {

@@ -32,8 +32,8 @@ def get_config():
 """
 
 
-def start(folder: Path, *flags: str) -> subprocess.Popen:
-    (folder / "tiny.py").write_text(SWEEP)
+def start(folder: Path, *flags: str, sweep: str = SWEEP) -> subprocess.Popen:
+    (folder / "tiny.py").write_text(sweep)
     command = [
         sys.executable,
         "-m",
@@ -74,6 +74,10 @@ def test_a_sweep_killed_in_a_row_goes_on_and_runs_the_rest(tmp_path):
     assert re.search(r"\| `unknown` \|  \| – \| failed: seed 0: UserError: unknown version 'v9'", stdout)
     assert (tmp_path / "runs/sweep.png").stat().st_size > 1000
 
+    code, stdout, _ = finish(start(tmp_path, f"--results={tmp_path / 'results'}", f"--workdir={tmp_path / 'other'}"))
+    assert code == 2 and re.findall(r"\[\d/4\] (\w+)", stdout) == ["unknown"]
+    assert re.search(r"\| `squeeze` \| 6,022 \| 99.43 \| [\d.]+ ± [\d.]+ \| 2 of 2 \|", stdout)
+
 
 @pytest.mark.slow
 def test_shards_share_the_runs_and_minutes_end_between_two(tmp_path):
@@ -95,6 +99,37 @@ def test_the_seeds_of_a_row_share_the_compiled_programs(tmp_path, monkeypatch, b
     assert len(compiled) == 2
     alone = loop.train_and_evaluate(config, tmp_path / "alone")
     assert shared["history"][-1]["train"] == alone["history"][-1]["train"]
+
+
+# As python: notes its flags and ends with the next code of CODES.
+PYTHON = """#!/usr/bin/env bash
+echo "$@" >>"$0.calls"
+read -ra codes <<<"$CODES"
+exit "${codes[$(wc -l <"$0.calls") - 1]}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("codes", "called", "expected"),
+    [
+        ("0 0 0", ["mnist.py", "emnist.py:pool", "results"], 0),
+        ("2 0 0", ["mnist.py", "emnist.py:pool", "results"], 2),
+        ("0 75 0", ["mnist.py", "emnist.py:pool", "results"], 75),
+        ("75 0", ["mnist.py", "results"], 75),
+        ("0 0 2", ["mnist.py", "emnist.py:pool", "results"], 2),
+    ],
+)
+def test_the_script_for_all_results_writes_the_tables_whatever_ends_a_sweep(tmp_path, codes, called, expected):
+    (tmp_path / "python").write_text(PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CODES": codes, "POOL": "a pool"}
+    command = [ROOT / "launch/all_results.sh", "30", "--override=dataset.data_dir=a"]
+    assert subprocess.run(command, env=environment).returncode == expected
+    calls = (tmp_path / "python.calls").read_text().splitlines()
+    assert [re.search(r"(emnist.py:pool|mnist.py|results)( |$)", call)[1] for call in calls] == called
+    assert all("--results=results --minutes=30" in call for call in calls[:-1])
+    if len(calls) == 3:
+        assert calls[1].index("data_dir=a ") < calls[1].index("data_dir=a pool")  # the last one holds
 
 
 @pytest.mark.parametrize("shard", ["", "1", "2/2", "-1/2", "0/0", "a/b"])

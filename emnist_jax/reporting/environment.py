@@ -12,12 +12,6 @@ import jax
 def environment() -> dict:
     """Returns the device, the versions and the commit that a result was made with."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "numpy")
-    try:
-        git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-        folder = Path(__file__).parent
-        commit = subprocess.run(git, cwd=folder, capture_output=True, text=True).stdout.strip()
-    except OSError:  # no git
-        commit = ""
     device = jax.devices()[0]
     # The cores that this process may use, if the system tells.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -25,5 +19,23 @@ def environment() -> dict:
     return {
         "device": f"{jax.device_count()} x {kind}",
         "versions": {package: version(package) for package in packages} | {"python": sys.version.split()[0]},
-        "commit": commit or "unknown",
+        "commit": commit(),
     }
+
+
+def commit() -> str:
+    """Returns the commit, with "-dirty" if code or configs are not as in it, or "unknown".
+
+    The tables and files of results do not count: each finished run changes them.
+    """
+    try:
+        name = _git("describe", "--always", "--abbrev=12")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/emnist_jax", ":/configs")
+    except OSError:  # no git
+        return "unknown"
+    return f"{name}-dirty" if changed else name or "unknown"
+
+
+def _git(*arguments: str) -> str:
+    folder = Path(__file__).parent
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True).stdout.strip()

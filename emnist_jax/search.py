@@ -1,0 +1,101 @@
+"""Searches keys of a config for `emnist_jax.sweep`: Optuna proposes, and the validation images alone decide."""
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+from emnist_jax.errors import Stopped, UserError, first_line, unknown
+
+
+def run(row: dict, search: dict, workdir: Path, train: Callable[[dict, int, Path], dict], is_over: Callable) -> None:
+    """Runs the trials that are missing, each in WORKDIR/trial_N/seedN, and prints all, the best first.
+
+    A trial that failed is tried again by the next call. Stops do not change what is proposed.
+
+    Args:
+      row: What all trials have in common.
+      search: "ranges", "trials" and "sampler", as in `config.search`.
+      workdir: Takes the runs and Optuna's journal.
+      train: Runs a row with a seed in a folder, and returns what result.json holds.
+      is_over: Tells whether no further trial may start.
+
+    Raises:
+      UserError: Optuna is missing, the ranges are wrong or not those of the workdir, or all trials failed.
+      Stopped: The time is over.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError("a search needs Optuna: pip install 'emnist_jax[search]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    samplers = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
+    if search["sampler"] not in samplers:
+        raise unknown("sampler", search["sampler"], samplers)
+    ranges = {key: _distribution(key, values, optuna.distributions) for key, values in search["ranges"].items()}
+    workdir.mkdir(parents=True, exist_ok=True)
+    journal = optuna.storages.journal.JournalFileBackend(str(workdir / "optuna.log"))
+    storage = optuna.storages.JournalStorage(journal)
+    study = optuna.create_study(storage=storage, study_name="search", direction="maximize", load_if_exists=True)
+    if any(trial.distributions != ranges for trial in study.trials):
+        raise UserError(f"{workdir} holds a search of other ranges: pass another --workdir")
+
+    failure = None
+    for number in range(search["trials"]):
+        if number == len(study.trials):
+            if is_over():
+                raise Stopped(f"--minutes are over with {search['trials'] - number} of {search['trials']} trials to go")
+            # Each trial has its own random numbers, which do not depend on where the search was stopped.
+            study.sampler = samplers[search["sampler"]](seed=number)
+            study.ask(ranges)
+        trial = study.trials[number]
+        if trial.state.is_finished():
+            continue
+        name = f"trial_{number}"
+        overridden = {**row, "overrides": {**row["overrides"], **trial.params}}
+        try:
+            results = [train(overridden, seed, workdir / name / f"seed{seed}") for seed in row["seeds"]]
+            if not results[0]["validation"]:
+                raise UserError("there are no validation images: set dataset.validation_examples in the search's row")
+        except UserError as error:
+            failure = error
+            print(f"[{number + 1}/{search['trials']}] {_settings(trial)}: failed: {first_line(error)}", flush=True)
+            continue
+        study.tell(number, statistics.mean(result["validation"]["top1"] for result in results))
+        top1, seconds = 100 * study.trials[number].value, sum(result["train_seconds"] for result in results)
+        line = f"{_settings(trial)}: validation top-1 {top1:.2f} %, {seconds:.0f} s"
+        print(f"[{number + 1}/{search['trials']}] {line}", flush=True)
+
+    finished = [trial for trial in study.trials if trial.state.is_finished()]
+    if not finished:
+        raise UserError(f"all {search['trials']} trials failed, the last: {failure}")
+    print(_table(sorted(finished, key=lambda trial: -trial.value), list(ranges)))
+
+
+def _distribution(key: str, values, distributions):
+    """Returns Optuna's form of a range: a list of choices, (low, high) or (low, high, "log")."""
+    try:
+        if isinstance(values, list):
+            return distributions.CategoricalDistribution(values)
+        low, high, *log = values
+        if log not in ([], ["log"]):
+            raise ValueError(f"{log[0]!r} is not 'log'")
+        integers = isinstance(low, int) and isinstance(high, int)
+        kind = distributions.IntDistribution if integers else distributions.FloatDistribution
+        return kind(low, high, log=bool(log))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{key}: {values} is no range such as (0.01, 0.1, 'log') or [1, 2]: {error}") from error
+
+
+def _settings(trial) -> str:
+    return ", ".join(f"{key}={_short(value)}" for key, value in trial.params.items())
+
+
+def _short(value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _table(trials: list, keys: list[str]) -> str:
+    lines = [["trial", "validation top-1, %", *(f"`{key}`" for key in keys)], ["---"] * (2 + len(keys))]
+    for trial in trials:
+        lines.append([str(trial.number), f"{100 * trial.value:.2f}", *(_short(trial.params[key]) for key in keys)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

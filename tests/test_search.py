@@ -1,0 +1,125 @@
+"""A search of a config's keys: proposed the same whatever stops it, and decided by the validation images alone."""
+
+import json
+import re
+
+import pytest
+
+from emnist_jax import search
+from emnist_jax.config import row
+from emnist_jax.config import search as search_config
+from emnist_jax.errors import Stopped, UserError
+from test_sweep import finish, start
+
+ROW = row("configs/mnist_squeeze.py:10", seeds=2, name="a")
+RANGES = {
+    "optimizer.learning_rate": (0.001, 0.1, "log"),
+    "schedule.patience_epochs": (1, 9),
+    "optimizer.name": ["momentum", "adam"],
+}
+FILE = """
+from emnist_jax.config import row, search
+
+def get_config():
+    tiny = {"dataset.name": "synthetic/mnist", "dataset.train_per_class": 20, "dataset.test_per_class": 5}
+    tiny |= {"dataset.validation_examples": 20, "training.batch_size": 16, "training.epochs": 1}
+    ranges = {"optimizer.learning_rate": (0.001, 0.1, "log"), "training.label_smoothing": [0.0, 0.1]}
+    return search(row("configs/mnist_squeeze.py:10", 1, tiny), ranges, trials=2)
+"""
+
+
+class Trained:
+    """Stands in for training: notes each run; what is right of the validation images is the rate's distance to 0.02."""
+
+    def __init__(self):
+        self.runs, self.failing = [], set()
+
+    def __call__(self, row, seed, folder):
+        self.runs.append((folder.parent.name, folder.name, tuple(row["overrides"].items())))
+        if folder.parent.name in self.failing:
+            raise UserError("the loss is not finite")
+        rate = row["overrides"]["optimizer.learning_rate"]
+        # No "test": reading it would be an error.
+        return {"validation": {"top1": 1 - abs(rate - 0.02) - 0.001 * seed}, "train_seconds": 1.0}
+
+
+def run(workdir, train, trials=6, ranges=RANGES, sampler="tpe", is_over=lambda: False):
+    search.run(ROW, search_config(ROW, ranges, trials, sampler).search, workdir, train, is_over)
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_search_that_is_stopped_proposes_the_same(tmp_path, sampler, capsys):
+    whole, parts = Trained(), Trained()
+    run(tmp_path / "whole", whole, trials=13, sampler=sampler)
+    table = capsys.readouterr().out.partition("| trial")[2]
+    for trials in (0, 1, 5):
+        over = iter([False] * trials + [True])
+        with pytest.raises(Stopped, match=f"with {13 - len(parts.runs) // 2 - trials} of 13 trials to go"):
+            run(tmp_path / "parts", parts, trials=13, sampler=sampler, is_over=lambda over=over: next(over))
+    run(tmp_path / "parts", parts, trials=13, sampler=sampler)
+    assert parts.runs == whole.runs
+    assert len({overrides for *_, overrides in whole.runs}) == 13
+    assert capsys.readouterr().out.partition("| trial")[2] == table
+    before = len(parts.runs)
+    run(tmp_path / "parts", parts, trials=13, sampler=sampler)
+    assert len(parts.runs) == before
+
+
+def test_values_are_in_their_ranges_and_the_best_is_first(tmp_path, capsys):
+    trained = Trained()
+    run(tmp_path, trained, sampler="random", trials=20)
+    for _, _, overrides in trained.runs:
+        values = dict(overrides)
+        assert 0.001 <= values["optimizer.learning_rate"] <= 0.1
+        assert values["schedule.patience_epochs"] in range(1, 10)
+        assert values["optimizer.name"] in ("momentum", "adam")
+    table = capsys.readouterr().out.partition("| trial")[2]
+    shown = [float(top1) for top1 in re.findall(r"^\| \d+ \| ([\d.]+) \|", table, re.M)]
+    assert len(shown) == 20 and shown == sorted(shown, reverse=True)
+    best = min(abs(dict(overrides)["optimizer.learning_rate"] - 0.02) for *_, overrides in trained.runs)
+    assert shown[0] == pytest.approx(100 * (1 - best - 0.0005), abs=0.006)  # the mean of two seeds
+
+
+def test_a_failed_trial_is_said_and_tried_again(tmp_path, capsys):
+    trained = Trained()
+    trained.failing = {"trial_1"}
+    run(tmp_path, trained, trials=3)
+    assert "failed: UserError: the loss is not finite" in capsys.readouterr().out
+    trained.failing, trained.runs = set(), []
+    run(tmp_path, trained, trials=3)
+    assert [name for name, *_ in trained.runs] == ["trial_1", "trial_1"]
+    trained.failing = {"trial_0"}
+    with pytest.raises(UserError, match="all 1 trials failed, the last: the loss is not finite"):
+        run(tmp_path / "other", trained, trials=1)
+
+
+def test_without_validation_images_nothing_is_chosen(tmp_path):
+    with pytest.raises(UserError, match="set dataset.validation_examples"):
+        run(tmp_path, lambda *_: {"test": {"top1": 1.0}, "validation": None, "train_seconds": 1.0}, trials=1)
+
+
+def test_what_is_no_search_is_refused(tmp_path):
+    run(tmp_path, Trained(), trials=1)
+    with pytest.raises(UserError, match="holds a search of other ranges: pass another --workdir"):
+        run(tmp_path, Trained(), ranges={"optimizer.learning_rate": (0.001, 0.2)})
+    with pytest.raises(UserError, match="unknown sampler 'tpo'; did you mean 'tpe'"):
+        run(tmp_path, Trained(), sampler="tpo")
+    for values in ((1,), (2, 1), (0, 1, "log"), (1, 2, "lin"), 3, []):
+        with pytest.raises(UserError, match="optimizer.learning_rate: .* is no range such as"):
+            run(tmp_path, Trained(), ranges={"optimizer.learning_rate": values})
+
+
+def test_the_sweep_runs_a_search(tmp_path):
+    code, _, stderr = finish(start(tmp_path, "--minutes=0", sweep=FILE))
+    assert (code, stderr) == (75, "--minutes are over with 2 of 2 trials to go; the same command resumes\n")
+    code, stdout, stderr = finish(start(tmp_path, sweep=FILE))
+    assert (code, stderr) == (0, "") and "test" not in stdout
+    results = [json.loads((tmp_path / f"runs/trial_{i}/seed0/result.json").read_text()) for i in (0, 1)]
+    best = max((0, 1), key=lambda i: results[i]["validation"]["top1"])
+    assert (
+        f"| {best} | {100 * results[best]['validation']['top1']:.2f} |" in stdout.partition("| ---")[2].split("\n")[1]
+    )
+    rates = [result["config"]["optimizer"]["learning_rate"] for result in results]
+    assert rates[0] != rates[1] and all(f"optimizer.learning_rate={rate:.4g}" in stdout for rate in rates)
+    code, _, stderr = finish(start(tmp_path, "--shard=0/2", sweep=FILE))
+    assert (code, stderr) == (2, "error: a search takes no --results and no --shard: leave them out\n")
