@@ -28,6 +28,7 @@ from emnist_jax.errors import Stopped, UserError
 from emnist_jax.training import checkpoints, evaluation, loop, train_step
 from emnist_jax.training.record import Record
 from emnist_jax.training.signals import SIGNALS, StopRequest
+from processes import XLA_FLAGS
 from shared import (
     damage,
     example_files,
@@ -404,7 +405,7 @@ def start(workdir: Path, *flags: str) -> subprocess.Popen:
     return subprocess.Popen(
         [*PROGRAM, f"--workdir={workdir}", *flags],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env={**os.environ, "XLA_FLAGS": XLA_FLAGS},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

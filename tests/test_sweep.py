@@ -15,6 +15,7 @@ from emnist_jax.config import row, validate
 from emnist_jax.errors import UserError
 from emnist_jax.reporting import tables
 from emnist_jax.training import loop
+from processes import XLA_FLAGS
 from shared import make_config
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +42,7 @@ def start(folder: Path, *flags: str) -> subprocess.Popen:
         f"--config={folder / 'tiny.py'}",
         f"--workdir={folder / 'runs'}",
     ]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = {**os.environ, "XLA_FLAGS": XLA_FLAGS}
     return subprocess.Popen(
         [*command, *flags], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
