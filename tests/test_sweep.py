@@ -28,7 +28,7 @@ def get_config():
     return sweep(
         row("configs/mnist_squeeze.py:10", 2, tiny, name="squeeze", reported=99.43),
         row("configs/mnist_gap.py:v9", 1, tiny, name="unknown"),
-        row("configs/mnist_gap.py:v5", 1, tiny, name="gap"),
+        row("configs/lenet5.py", 1, tiny, name="lenet5"),
     )
 """
 
@@ -67,7 +67,7 @@ def test_a_sweep_killed_in_a_row_goes_on_and_runs_the_rest(tmp_path):
     assert "failed: unknown version 'v9'" in stdout
     assert first.read_bytes() == before and "[1/4]" not in stdout
     found = {str(path.relative_to(tmp_path / "results")) for path in (tmp_path / "results").rglob("*.json")}
-    assert found == {"squeeze/seed0.json", "squeeze/seed1.json", "gap/seed0.json"}
+    assert found == {"squeeze/seed0.json", "squeeze/seed1.json", "lenet5/seed0.json"}
     results = [json.loads((tmp_path / "results/squeeze" / f"seed{seed}.json").read_text()) for seed in (0, 1)]
     assert [result["config"]["seed"] for result in results] == [0, 1]
     assert results[0]["history"][-1]["train"] != results[1]["history"][-1]["train"]
