@@ -10,9 +10,10 @@ import tempfile
 
 import pytest
 
+from processes import XLA_FLAGS
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiling is nearly all of the time, so it optimizes little.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=4 {XLA_FLAGS}"
 # Without more threads than devices, virtual devices can wait for each other for ever.
 os.environ["NPROC"] = "8"
 _CACHE = tempfile.mkdtemp(prefix="emnist_jax_tests_")
@@ -46,9 +47,12 @@ def pytest_sessionfinish():
 def built_once():
     """Lets runs of equal configs in this process share what is built of the config alone: data and programs.
 
-    Tracing and lowering take half of the time of a run whose programs have been compiled before.
+    Tracing and lowering take half of the time of a run whose programs have been compiled before. The network of the
+    tests is known from here on, after the tests of all networks have been collected.
     """
+    from emnist_jax import models
     from emnist_jax.training import loop, train_step
+    from shared import Tiny
 
     class Kept(dict):
         def clear(self) -> None:
@@ -70,6 +74,7 @@ def built_once():
         compile_all(training, programs[training.run.mesh])
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "tiny", Tiny)
         patch.setattr(loop, "build", build_once)
         patch.setattr(loop.Training, "compile", compile_once)
         yield

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import onnxruntime
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from jax import lax
 from PIL import Image
 
@@ -272,18 +274,29 @@ def test_the_pages_examples_read_a_digit(written, test_set, classifier, tmp_path
     assert re.match(rf"{test_set.labels[row]} \(\d+\.\d %\)\n$", done.stdout)
 
 
+def test_a_wrong_flag_ends_with_one_line_and_code_2():
+    done = run("export", "--to=tflite")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: flag --to=tflite: value should be one of <safetensors|stablehlo|onnx>")
+    assert done.stderr.count("\n") == 1
+
+
+def command(**values) -> None:
+    flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(**values):
+        export.main()
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("values", "message"),
     [
-        ([], "pass --to=FORMAT: safetensors, stablehlo or onnx"),
-        (["--to=tflite"], "flag --to=tflite: value should be one of <safetensors|stablehlo|onnx>"),
-        (["--to=onnx", "--workdir=/nowhere"], "unknown network '/nowhere'"),
+        ({}, "pass --to=FORMAT: safetensors, stablehlo or onnx"),
+        ({"to": "onnx", "workdir": "/nowhere"}, "unknown network '/nowhere'"),
     ],
 )
-def test_a_wrong_command_ends_with_one_line_and_code_2(arguments, message):
-    done = run("export", *arguments)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
+def test_a_wrong_command_is_refused(values, message):
+    with pytest.raises(UserError, match=f"^{message}.*$"):
+        command(**values)
 
 
 def test_the_networks_own_file_is_not_overwritten(written):
@@ -294,15 +307,17 @@ def test_the_networks_own_file_is_not_overwritten(written):
     assert done.stderr == f"error: {path} is the network's own file: pass another --out\n"
 
 
-def test_the_command_prints_what_it_found(classifier, tmp_path):
+def test_the_command_prints_what_it_found(classifier, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(exported, "_MOST_SECONDS", 0.0)
+    monkeypatch.setattr(exported, "_TURN_SECONDS", 0.0)
     files, _ = example_files("mnist", 10_001, 5)
     write_files(tmp_path, files)
     path = tmp_path / "digits.safetensors"
-    flags = ("--model=mnist_squeeze_10", f"--data_dir={tmp_path}", f"--out={path}", "--weights=int8")
-    done = run("export", "--to=safetensors", *flags)
-    assert done.returncode == 0, done.stderr
+    command(to="safetensors", model="mnist_squeeze_10", data_dir=str(tmp_path), out=str(path), weights="int8")
+    printed = capsys.readouterr().out
     for text in (f"{path.stat().st_size:,} bytes", "all 5 test images of mnist", "0.0e+00", "before rounding"):
-        assert text in done.stdout
+        assert text in printed
+    assert len(re.findall(r"speed, batch of (1|512) .*[\d,]+ images/s, the original [\d,]+", printed)) == 2
     assert load(path).class_names == classifier.class_names
 
 

@@ -364,11 +364,7 @@ def folder_config(data_dir, **changes):
             "dataset.data_dir": str(data_dir),
             "dataset.train_per_class": None,
             "dataset.test_per_class": None,
-            "model.name": "mnist_squeeze_10",
-            "model.initializer": None,
-            "augmentation.max_rotation_degrees": 0.0,
             "training.steps": 2,
-            "training.ema_decay": 0.0,
             **changes,
         }
     )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 
 import jax
@@ -17,8 +18,8 @@ from shared import damage, fake_validation, make_config, numbers_of, parameters_
 def test_a_run_writes_what_it_found(finished):
     workdir, result = finished
     assert json.loads((workdir / "result.json").read_text()) == result
-    assert json.loads((workdir / "config.json").read_text())["model"]["name"] == "mnist_gap_v3"
-    assert result["parameters"] == 6053
+    assert json.loads((workdir / "config.json").read_text())["model"]["name"] == "tiny"
+    assert result["parameters"] == 322
     assert result["test"]["examples"] == 50
     assert result["validation"]["examples"] == 40
     assert result["epochs"] == 3
@@ -49,7 +50,7 @@ def test_a_finished_run_prints_its_result_again(finished, capsys):
     assert loop.train_and_evaluate(make_config(), workdir) == result
     assert (workdir / "checkpoints").stat().st_mtime_ns == changed
     printed = capsys.readouterr().out
-    assert "6,053" in printed and f"tensorboard --logdir {workdir}" in printed.replace("\n", "")
+    assert re.search(r"parameters\W+322\b", printed) and f"tensorboard --logdir {workdir}" in printed.replace("\n", "")
 
 
 def stop_after(monkeypatch, epochs: int):

@@ -7,9 +7,12 @@ import re
 import jax
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from PIL import Image, ImageOps
 
 import emnist_jax
+from emnist_jax import predict
 from emnist_jax.datasets import official
 from emnist_jax.errors import UserError
 from emnist_jax.inference import classifier
@@ -150,20 +153,26 @@ def test_the_command_answers_all_that_it_can_read(tmp_path):
     assert set(three["characters"][0]["box"]) == {"top", "left", "bottom", "right"}
 
 
+def test_wrong_use_is_one_line():
+    program = run("predict", "--model=mnist_squeeze_10", "--workdir=runs/a", "x.png")
+    assert program.returncode == 2 and program.stdout == ""
+    assert len(program.stderr.splitlines()) == 1 and "pass --model or --workdir, not both" in program.stderr
+
+
 @pytest.mark.parametrize(
-    "arguments, message",
+    "values, paths, message",
     [
-        ((), "name pictures"),
-        (("--model=mnist_squeeze", "x.png"), "did you mean 'mnist_squeeze_10'"),
-        (("--model=mnist_squeeze_10", "--workdir=runs/a", "x.png"), "pass --model or --workdir, not both"),
-        (("--show=cuts.xyz", "x.png"), "--show=cuts.xyz must end in one of"),
-        (("--show=/nowhere/cuts.png", "x.png"), "there is no folder /nowhere"),
+        ({}, (), "name pictures"),
+        ({"model": "mnist_squeeze"}, ("x.png",), "did you mean 'mnist_squeeze_10'"),
+        ({"show": "cuts.xyz"}, ("x.png",), "--show=cuts.xyz must end in one of"),
+        ({"show": "/nowhere/cuts.png"}, ("x.png",), "there is no folder /nowhere"),
     ],
 )
-def test_wrong_use_is_one_line(arguments, message):
-    program = run("predict", *arguments)
-    assert program.returncode == 2 and program.stdout == ""
-    assert len(program.stderr.splitlines()) == 1 and message in program.stderr
+def test_wrong_use_is_refused(values, paths, message):
+    flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(**values), pytest.raises(UserError, match=message) as caught:
+        predict.main(*paths)
+    assert "\n" not in str(caught.value)
 
 
 @needs_real_data

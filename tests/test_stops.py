@@ -28,6 +28,7 @@ from emnist_jax.errors import Stopped, UserError
 from emnist_jax.training import checkpoints, evaluation, loop, train_step
 from emnist_jax.training.record import Record
 from emnist_jax.training.signals import SIGNALS, StopRequest
+from processes import XLA_FLAGS
 from shared import (
     damage,
     example_files,
@@ -397,14 +398,14 @@ PROGRAM = (
 
 
 # A signal after the first epoch comes long before the end.
-STEPWISE = ("--config.training.epochs=4", "--config.training.steps_per_call=1")
+STEPWISE = ("--config.training.epochs=3", "--config.training.steps_per_call=1")
 
 
 def start(workdir: Path, *flags: str) -> subprocess.Popen:
     return subprocess.Popen(
         [*PROGRAM, f"--workdir={workdir}", *flags],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env={**os.environ, "XLA_FLAGS": XLA_FLAGS},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -441,14 +442,14 @@ def test_a_signal_ends_the_program_with_code_75_and_one_line_and_the_same_comman
     process.send_signal(number)
     code, _, stderr = finish(process)
     assert code == 75
-    stopped = re.fullmatch(rf"stopped by {number.name} at step ([\d,]+) of 64; the same command resumes\n", stderr)
+    stopped = re.fullmatch(rf"stopped by {number.name} at step ([\d,]+) of 48; the same command resumes\n", stderr)
     assert stopped
 
     code, stdout, stderr = finish(start(tmp_path, *STEPWISE))
     assert (code, stderr) == (0, "")
-    assert f"resumed at step {stopped[1]} of 64" in stdout
+    assert f"resumed at step {stopped[1]} of 48" in stdout
     result = json.loads((tmp_path / "result.json").read_text())
-    assert (result["epochs"], result["test"]["examples"]) == (4, 50)
+    assert (result["epochs"], result["test"]["examples"]) == (3, 50)
     assert f"{result['parameters']:,}" in stdout and f"tensorboard --logdir {tmp_path}" in stdout
 
 

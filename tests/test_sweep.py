@@ -15,6 +15,7 @@ from emnist_jax.config import row, validate
 from emnist_jax.errors import UserError
 from emnist_jax.reporting import tables
 from emnist_jax.training import loop
+from processes import XLA_FLAGS
 from shared import make_config
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +28,7 @@ def get_config():
     return sweep(
         row("configs/mnist_squeeze.py:10", 2, tiny, name="squeeze", reported=99.43),
         row("configs/mnist_gap.py:v9", 1, tiny, name="unknown"),
-        row("configs/mnist_gap.py:v5", 1, tiny, name="gap"),
+        row("configs/lenet5.py", 1, tiny, name="lenet5"),
     )
 """
 
@@ -41,7 +42,7 @@ def start(folder: Path, *flags: str, sweep: str = SWEEP) -> subprocess.Popen:
         f"--config={folder / 'tiny.py'}",
         f"--workdir={folder / 'runs'}",
     ]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = {**os.environ, "XLA_FLAGS": XLA_FLAGS}
     return subprocess.Popen(
         [*command, *flags], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -66,7 +67,7 @@ def test_a_sweep_killed_in_a_row_goes_on_and_runs_the_rest(tmp_path):
     assert "failed: unknown version 'v9'" in stdout
     assert first.read_bytes() == before and "[1/4]" not in stdout
     found = {str(path.relative_to(tmp_path / "results")) for path in (tmp_path / "results").rglob("*.json")}
-    assert found == {"squeeze/seed0.json", "squeeze/seed1.json", "gap/seed0.json"}
+    assert found == {"squeeze/seed0.json", "squeeze/seed1.json", "lenet5/seed0.json"}
     results = [json.loads((tmp_path / "results/squeeze" / f"seed{seed}.json").read_text()) for seed in (0, 1)]
     assert [result["config"]["seed"] for result in results] == [0, 1]
     assert results[0]["history"][-1]["train"] != results[1]["history"][-1]["train"]
