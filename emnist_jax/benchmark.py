@@ -24,7 +24,7 @@ _TASKS = flags.DEFINE_list("tasks", ["training", "augmented training", "inferenc
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each contender", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 2.0, "Of a turn", lower_bound=0.01)
-_OUT = flags.DEFINE_string("out", None, "JSON file that takes the figures")
+_OUT = flags.DEFINE_string("out", None, "JSON file that takes the figures", allow_override=True)
 
 
 def main() -> None:

@@ -63,7 +63,7 @@ def base() -> ConfigDict:
                 "head": placeholder(float),  # before the last layer
             },
             "dtype": "float32",  # of the computation, float32 or bfloat16; parameters stay float32
-            "convolution": "auto",  # "xla", "matmul" or "auto": the one that is fast on the device
+            "convolution": "auto",  # in training: "xla", "matmul" or "auto": the one that is fast on the device
         }
     )
     config.augmentation = ConfigDict(

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from emnist_jax import models
 from emnist_jax.config import base
 from emnist_jax.errors import UserError
-from emnist_jax.models.convolution import matmul_convolution
+from emnist_jax.models.convolution import forward_convolution, matmul_convolution
 from emnist_jax.models.layers import ACTIVATIONS, Dropout, Network
 from emnist_jax.models.lenet5 import RBF
 
@@ -460,6 +460,18 @@ def test_matmul_convolution_equals_xla_s(image, kernel, features, strides, paddi
     for ours, theirs in zip(run(matmul_convolution), run(lax.conv_general_dilated), strict=True):
         assert ours.shape == theirs.shape
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5 * np.abs(theirs).max())
+    settings = {"dimension_numbers": layout, "feature_group_count": groups}
+    forward = forward_convolution(inputs, weights, strides, padding, **settings)
+    theirs = lax.conv_general_dilated(inputs, weights, strides, padding, **settings)
+    np.testing.assert_allclose(forward, theirs, rtol=1e-4, atol=2e-5 * np.abs(theirs).max())
+
+
+def test_inference_uses_convolutions_of_its_own_on_a_cpu_alone():
+    xla, matmul = (create("mnist_gap_v2", convolution=c) for c in ("xla", "matmul"))
+    assert xla.for_inference is xla and matmul.for_inference.convolution == "forward"
+    variables = init(xla)
+    logits = [model.apply(variables, batch(xla), train=False) for model in (xla, matmul.for_inference)]
+    np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-5)
 
 
 def test_convolution_setting():

@@ -111,7 +111,7 @@ class Classifier:
     @functools.cached_property
     def _forward(self):
         def forward(variables, images):
-            logits = self.model.apply(
+            logits = self.model.for_inference.apply(
                 variables, network_input(images, self.config, self.model.input_shape), train=False
             )
             return logits.astype(jnp.float32)

@@ -25,7 +25,7 @@ class Evaluator:
     """
 
     def __init__(self, model: Network, config, mesh: Mesh, variables, image_shape: tuple[int, int], most_examples: int):
-        devices = mesh.devices.size
+        devices, model = mesh.devices.size, model.for_inference
         self.batch_size = -(-min(config.evaluation.batch_size, most_examples) // devices) * devices
         self._sharding = NamedSharding(mesh, P(AXIS))
 
