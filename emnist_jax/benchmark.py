@@ -9,6 +9,7 @@ import importlib.util
 import itertools
 import json
 import multiprocessing
+import os
 from pathlib import Path
 
 from absl import flags
@@ -43,6 +44,7 @@ def main() -> None:
     with_pytorch = importlib.util.find_spec("torch") is not None
     if not with_pytorch:
         print("PyTorch is not installed, so that there is nothing to compare with: pip install -e '.[benchmark]'")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # contenders share a GPU
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, spawn) as executor:
         device = executor.submit(limits.measure, _DTYPE.value).result()

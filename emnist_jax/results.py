@@ -1,9 +1,11 @@
 """Writes the tables and the plot of results/ into the docs: `python -m emnist_jax.results [--check]`.
 
 results/ROW/seedN.json are the result.json files of finished runs (`emnist_jax.sweep --results=results`). The rows, and
-what their sources report, stand in configs/sweeps/. Run it in the repository's folder.
+what their sources report, stand in configs/sweeps/. results/speed/NAME.json are what `emnist_jax.benchmark --out`
+wrote. Run it in the repository's folder.
 """
 
+import json
 from pathlib import Path
 
 from absl import flags
@@ -17,6 +19,12 @@ _CHECK = flags.DEFINE_bool(
 
 # Name of the table -> its sweep.
 SWEEPS = {"mnist": "configs/sweeps/mnist.py", "emnist pool": "configs/sweeps/emnist.py:pool"}
+PAGES = ("README.md", "docs/results.md", "docs/speed.md")
+# Name of a file in results/speed/ -> what writes it.
+SPEED = {
+    "cpu": "python -m emnist_jax.benchmark --out=results/speed/cpu.json",
+    **dict.fromkeys(("gpu_densenet", "gpu_tiny"), "launch/benchmark_gpu.sh"),
+}
 # Rows of the README's table.
 HEADLINES = 5
 
@@ -27,10 +35,11 @@ def main() -> None:
     results = tables.read(Path("results"))
     rows = {name: sweep_rows(sweep) for name, sweep in SWEEPS.items()}
     check_results([row for of_sweep in rows.values() for row in of_sweep], results)
-    for page in ("README.md", "docs/results.md"):
+    tables_by_mark = marked_tables(rows, results, Path("results/speed"))
+    for page in PAGES:
         path = Path(page)
         before = path.read_text()
-        after = with_tables(before, rows, results)
+        after = with_tables(before, tables_by_mark)
         if _CHECK.value and after != before:
             raise UserError(f"{page} is not what results/ says: run `python -m emnist_jax.results`")
         if after != before:
@@ -41,21 +50,35 @@ def main() -> None:
     print(f"{runs} runs of {len(results)} rows: {'as the tables say' if _CHECK.value else 'written'}")
 
 
-def with_tables(text: str, rows: dict[str, list[dict]], results: dict[str, list[dict]]) -> str:
-    """Returns a page with the tables of sweeps between their marks, if it has them."""
-    from emnist_jax.reporting import tables
+def marked_tables(rows: dict[str, list[dict]], results: dict[str, list[dict]], of_speed: Path) -> dict[str, str]:
+    """Returns all tables, by the mark that stands before them."""
+    from emnist_jax.reporting import speed, tables
 
+    marked = {}
     for name, of_sweep in rows.items():
-        for marked, table in (
-            (name, tables.markdown(of_sweep, results, with_bar=name == "mnist")),
-            (f"{name} headlines", tables.headlines(of_sweep, results, HEADLINES)),
-        ):
-            begin, end = f"<!-- {marked}: python -m emnist_jax.results -->\n", f"<!-- end of {marked} -->"
-            before, found, rest = text.partition(begin)
-            if found:
-                if end not in rest:
-                    raise UserError(f"a page has no {end!r} after {begin.strip()!r}")
-                text = f"{before}{begin}{table}\n{end}{rest.partition(end)[2]}"
+        marked[name] = tables.markdown(of_sweep, results, with_bar=name == "mnist")
+        marked[f"{name} headlines"] = tables.headlines(of_sweep, results, HEADLINES)
+    for name, command in SPEED.items():
+        path = of_speed / f"{name}.json"
+        marked[f"speed {name}"] = f"Not yet measured: `{command}`"
+        if path.exists():
+            record = json.loads(path.read_text())
+            check_commit(str(path), record["environment"]["commit"])
+            marked[f"speed {name}"] = speed.table(record)
+            if name == "cpu":
+                marked["speed cpu headlines"] = speed.headlines(record)
+    return marked
+
+
+def with_tables(text: str, tables_by_mark: dict[str, str]) -> str:
+    """Returns a page with the tables between their marks, if it has them."""
+    for mark, table in tables_by_mark.items():
+        begin, end = f"<!-- {mark}: python -m emnist_jax.results -->\n", f"<!-- end of {mark} -->"
+        before, found, rest = text.partition(begin)
+        if found:
+            if end not in rest:
+                raise UserError(f"a page has no {end!r} after {begin.strip()!r}")
+            text = f"{before}{begin}{table}\n{end}{rest.partition(end)[2]}"
     return text
 
 
@@ -85,8 +108,13 @@ def check_results(rows: list[dict], results: dict[str, list[dict]]) -> None:
                 raise UserError(f"{where} was made with {key}={found.get(key)}, but its row has {wanted.get(key)}")
             if not result.get("dataset_sha256") or result["synthetic"]:
                 raise UserError(f"{where} does not say which real images it was made with")
-            if result["commit"].endswith("-dirty") or result["commit"] == "unknown":
-                raise UserError(f"{where} was made with code that no commit holds ({result['commit']})")
+            check_commit(where, result["commit"])
+
+
+def check_commit(where: str, commit: str) -> None:
+    """Raises UserError if a file was made with changes that no commit holds."""
+    if commit.endswith("-dirty") or commit == "unknown":
+        raise UserError(f"{where} was made with code that no commit holds ({commit})")
 
 
 if __name__ == "__main__":

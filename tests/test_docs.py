@@ -42,7 +42,7 @@ WORDS = [shlex.split(line, comments=True) for line in re.split(r"\n|&&", BLOCKS)
 COMMANDS = sorted({shlex.join(words) for words in WORDS if words})
 PROGRAM = re.compile(r"(?:sbatch (?:--\S+ )*|[A-Z]+=\S+ )?(?:launch/\w+\.sh|python -m emnist_jax\.(\w+)) ?(.*)")
 OURS = [match for match in map(PROGRAM.match, COMMANDS) if match and match[1] in (None, "main")]
-OURS = [match for match in OURS if not re.search(r"(transfer|sweep|all_results)\.sh", match[0])]
+OURS = [match for match in OURS if not re.search(r"(transfer|sweep|all_results|benchmark_gpu)\.sh", match[0])]
 TRAININGS = {" ".join(word for word in match[2].split() if not LEFT_OUT.match(word)) for match in OURS}
 
 
@@ -66,6 +66,8 @@ def check(command: str, config: pytest.Config) -> None:
     if match := PROGRAM.match(command):
         program, arguments = match[1] or ("sweep" if "sweep.sh" in command else "main"), shlex.split(match[2])
         assert program in command_line.COMMANDS, f"no rule for {command}"
+        if "benchmark_gpu.sh" in command:
+            program = "benchmark"
         if "transfer.sh" in command:  # test_transfer.py runs it
             arguments = ["--config=configs/densenet.py", *arguments[2:]]
         if "all_results.sh" in command:  # test_sweep.py runs it
@@ -123,7 +125,7 @@ def test_a_training_runs(arguments, tmp_path):
 
 
 def test_the_readmes_examples_of_what_to_add_work(tmp_path):
-    _, experiment, network_class = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    experiment, network_class = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
     (tmp_path / "mine.py").write_text(experiment)
     values = flags.FlagValues()
     command_line.parse(["main", f"--config={tmp_path / 'mine.py'}"], flag_values=values)

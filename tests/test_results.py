@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -37,9 +38,12 @@ def test_the_repository_holds_what_its_tables_say():
     rows = {name: results.sweep_rows(f"{ROOT}/{sweep}") for name, sweep in results.SWEEPS.items()}
     found = tables.read(ROOT / "results")
     results.check_results([each for of_sweep in rows.values() for each in of_sweep], found)
-    for page in ("README.md", "docs/results.md"):
+    tables_by_mark = results.marked_tables(rows, found, ROOT / "results/speed")
+    for page in results.PAGES:
         text = (ROOT / page).read_text()
-        assert results.with_tables(text, rows, found) == text, f"{page}: run `python -m emnist_jax.results`"
+        assert results.with_tables(text, tables_by_mark) == text, f"{page}: run `python -m emnist_jax.results`"
+        for mark in re.findall("<!-- (.*): python -m emnist_jax.results -->", text):
+            assert mark in tables_by_mark, f"{page}: no files for {mark!r}"
 
 
 def test_a_result_that_is_what_its_name_says_is_accepted():
@@ -105,7 +109,8 @@ def test_tables_say_mean_deviation_and_what_is_missing():
     assert "| `mnist_gap_v5` | 5,893 | 99.44 | 98.50 ± 0.71 | 2 of 2 | last | – | 2 | 1 x GPU, 0123456789ab |" in table
     assert "| – (a remark) | not yet run: `python -m emnist_jax.main --config=configs/mnist_gap.py:v4` |" in table
     page = "a\n<!-- mnist: python -m emnist_jax.results -->\nold\n<!-- end of mnist -->\nb\n"
-    assert results.with_tables(page, {"mnist": [ROW]}, found).startswith("a\n<!-- mnist: python")
-    assert "98.50 ± 0.71" in results.with_tables(page, {"mnist": [ROW]}, found)
+    assert results.with_tables(page, {"mnist": "new"}) == page.replace("old", "new")
+    with pytest.raises(UserError, match="no '<!-- end of mnist -->'"):
+        results.with_tables(page.replace("end of", "end"), {"mnist": "new"})
     headlines = tables.headlines([other, ROW], found, 5).split("\n")
     assert headlines[2:] == ["| `mnist_gap.py:v5` | 5,893 | 2 | 98.50 ± 0.71 | 99.44 |"]

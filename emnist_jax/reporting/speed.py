@@ -89,3 +89,22 @@ def line(row: dict) -> str:
 def table(record: dict) -> str:
     """Returns the description and the Markdown table of a record."""
     return "\n".join([describe(record), "", HEADER, *map(line, record["rows"])])
+
+
+HEADLINES = ("mnist_squeeze_10", "lenet5", "densenet")
+
+
+def headlines(record: dict) -> str:
+    """Returns a short Markdown table: our speeds, and their ratios to the fastest PyTorch's."""
+    lines = [
+        "| network | training, images/s | / PyTorch | inference, images/s | / PyTorch |",
+        "|---|---|---|---|---|",
+    ]
+    rows = {(row["model"], row["task"]): row for row in record["rows"]}
+    for name in HEADLINES:
+        cells = [f"`{name}`"]
+        for task in ("training", "inference"):
+            row = rows[name, task]
+            cells += [f"{_median(row['contenders']['emnist_jax']):,.0f}", f"{ratio(row)[0]:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
