@@ -44,7 +44,9 @@ def main() -> None:
     with_pytorch = importlib.util.find_spec("torch") is not None
     if not with_pytorch:
         print("PyTorch is not installed, so that there is nothing to compare with: pip install -e '.[benchmark]'")
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # contenders share a GPU
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # contenders share a GPU
+    # The first batch is to include all compilation.
+    os.environ |= {"JAX_ENABLE_COMPILATION_CACHE": "false", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, spawn) as executor:
         device = executor.submit(limits.measure, _DTYPE.value).result()
