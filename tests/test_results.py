@@ -24,13 +24,12 @@ def result_of(seed: int, top1: float) -> dict:
         "config": config,
         "seed": seed,
         "test": {"top1": top1},
-        "history": [{"train": {"top1": top1}}] * 7,
+        "history": [*[{"train": {"top1": top1}, "seconds": 2.0}] * 6, {"train": {"top1": top1}, "seconds": 900.0}],
         "dataset_sha256": "ab",
         "synthetic": False,
         "commit": "0123456789ab",
         "device": "1 x GPU",
         "trainable_parameters": 5893,
-        "seconds_per_epoch": 2.0,
     }
 
 

@@ -96,7 +96,8 @@ def markdown(
         line.append(f"{len(found)} of {asked}")
         line.append("best by validation" if found[0]["config"]["training"]["select"] == "best" else "last")
         line += [epochs_at_bar(found)] * with_bar
-        line.append(f"{statistics.mean(result['seconds_per_epoch'] for result in found):.3g}")
+        # The median: a run may have been suspended for a while, or have shared its cores.
+        line.append(f"{statistics.median(epoch['seconds'] for result in found for epoch in result['history']):.3g}")
         line.append("; ".join(sorted({f"{result['device']}, {result['commit']}" for result in found})))
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
