@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -148,9 +149,18 @@ def keep_compiled_programs() -> None:
         folder = cache / f"programs_{hashlib.sha256(processor.encode()).hexdigest()[:8]}"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
+            _remove_half_written(folder)
             os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
             os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))
             os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+def _remove_half_written(folder: Path) -> None:
+    """Removes programs whose writer was killed before it had noted the time: JAX would take no further ones."""
+    for program in folder.glob("*-cache"):
+        noted = program.with_name(program.name.removesuffix("-cache") + "-atime")
+        if not noted.exists() and program.stat().st_mtime < time.time() - 60:  # not one that is just being written
+            program.unlink()
 
 
 def parse(

@@ -107,6 +107,8 @@ def test_a_row_has_the_ratio_to_the_fastest_pytorch():
         "| `lenet5` | 1,024 | training, bfloat16 | 200 | 50 | 100 | – | 9,000 | 1.50 (1.00 to 2.00) | 20% | "
         "1.2, 1.2, – | 2, 2 |"
     )
+    row["contenders"]["emnist_jax"] = outcome([100.0], "OutOfMemory")
+    assert speed.ratio(row) is None and "| – | 50 | 100 | – | 9,000 | – | – | –, 1.2, – | –, 2 |" in speed.line(row)
     row["contenders"] = {"emnist_jax": outcome([100.0])}
     assert speed.ratio(row) is None and "| 100 | – | – | – | – | – | 10% |" in speed.line(row)
 

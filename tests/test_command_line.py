@@ -68,6 +68,17 @@ def test_compiled_programs_go_to_the_users_cache_folder(cache_of_its_own):
     assert os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] == str(2**30)
 
 
+def test_a_program_without_its_time_is_removed(cache_of_its_own):
+    command_line.keep_compiled_programs()
+    folder = Path(os.environ.pop("JAX_COMPILATION_CACHE_DIR"))
+    for name in ("whole-cache", "whole-atime", "half-cache", "new-cache"):
+        (folder / name).touch()
+    for name in ("whole-cache", "half-cache"):
+        os.utime(folder / name, (0, 0))
+    command_line.keep_compiled_programs()
+    assert {path.name for path in folder.iterdir()} == {"whole-cache", "whole-atime", "new-cache"}
+
+
 def test_jaxs_own_variable_decides_where_compiled_programs_go(cache_of_its_own, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
     command_line.keep_compiled_programs()
@@ -84,7 +95,8 @@ def test_without_a_cache_folder_programs_are_compiled_each_time(cache_of_its_own
 
 
 @pytest.mark.slow
-def test_a_damaged_compiled_program_is_compiled_again(cache_of_its_own):
+def test_a_damaged_compiled_program_is_compiled_again(cache_of_its_own, monkeypatch):
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     outputs = []
     for _ in range(2):
         process = start("emnist_jax.predict", "docs/note.jpg")

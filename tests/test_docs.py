@@ -112,12 +112,17 @@ def test_a_wrong_command_is_not(command, pytestconfig):
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", sorted(TRAININGS))
 def test_a_training_runs(arguments, tmp_path):
-    name = parse("main", arguments.split()).config.dataset.name.rpartition("/")[2]
+    config = parse("main", arguments.split()).config
+    target = (
+        config.transfer.target and f"--config.transfer.target=synthetic/{config.transfer.target.rpartition('/')[2]}"
+    )
+    name = config.dataset.name.rpartition("/")[2]
     name = {"emnist_pool": "balanced", "folder": "digits"}.get(name, name)
     tiny = (
         *(f"--config.dataset.name=synthetic/{name}", "--config.dataset.train_per_class=5", f"--workdir={tmp_path}"),
         *("--config.dataset.test_per_class=1", "--config.training.batch_size=8", "--config.training.steps=1"),
         *("--config.dataset.validation_examples=10", "--config.evaluation.batch_size=16"),
+        *([target] if target else []),
     )
     done = run("main", *arguments.split(), *tiny)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr

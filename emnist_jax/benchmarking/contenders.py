@@ -25,12 +25,14 @@ class Setting:
       batch_size: Images of a batch.
       task: One of TASKS.
       dtype: Of the computation, "float32" or "bfloat16".
+      platform: Of JAX: "cpu" or "gpu". PyTorch takes the same.
     """
 
     model: str
     batch_size: int
     task: str
     dtype: str = "float32"
+    platform: str = "cpu"
 
     @property
     def num_classes(self) -> int:
@@ -93,7 +95,7 @@ class _PyTorch:
     """A network on the device, and its optimizer.
 
     Attributes:
-      device: Of PyTorch: the GPU, if there is one.
+      device: Of PyTorch.
     """
 
     def __init__(self, setting: Setting, channels_last: bool = False, compiled: bool = False):
@@ -104,7 +106,7 @@ class _PyTorch:
 
         torch.manual_seed(0)
         torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as JAX's default there
-        self._on_gpu = torch.cuda.is_available()
+        self._on_gpu = setting.platform != "cpu"
         self._bfloat16 = setting.dtype == "bfloat16"
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.device = torch.device("cuda" if self._on_gpu else "cpu")
@@ -153,9 +155,10 @@ def pytorch(setting: Setting, channels_last: bool = False, compiled: bool = Fals
 
         @torch.inference_mode()
         def run(count: int) -> None:
-            for i in range(count):
-                first = i * setting.batch_size % len(images)
-                network.logits(images[first : first + setting.batch_size].float() / 255).cpu()
+            starts = [i * setting.batch_size % len(images) for i in range(count)]
+            outputs = [network.logits(images[i : i + setting.batch_size].float() / 255) for i in starts]
+            for output in outputs:
+                output.cpu()
 
         return run
 
@@ -214,8 +217,9 @@ def pytorch_dataloader(setting: Setting) -> Callable[[int], None]:
     import torch
 
     network = _PyTorch(setting)
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     loader = torch.utils.data.DataLoader(
-        _Examples(setting), setting.batch_size, shuffle=True, num_workers=os.cpu_count(), persistent_workers=True
+        _Examples(setting), setting.batch_size, shuffle=True, num_workers=workers, persistent_workers=True
     )
 
     def endless():

@@ -11,15 +11,14 @@ from emnist_jax.models.summary import summarize
 
 
 def measure(dtype: str) -> dict[str, float]:
-    """Measures a large matrix product and a sweep through memory: the best of several, per second."""
-    size = 1024 if jax.default_backend() == "cpu" else 8192
-    matrix = jnp.ones((size, size), dtype)
+    """Measures large matrix products and a sweep through memory: the best of several, per second."""
+    sizes = (512, 1024, 2048) if jax.default_backend() == "cpu" else (4096, 8192)
     product = jax.jit(lambda pair: (jnp.matmul(*pair), pair[1]))
     # Far more than the caches hold, and written in place: fresh memory is slower at its first use.
     vector = jnp.ones(2**26 if jax.default_backend() == "cpu" else 2**28, jnp.float32)
     bytes_of_a_sweep = 2 * vector.nbytes
     return {
-        "multiply_adds": size**3 / _best_seconds(product, (matrix, matrix)),
+        "multiply_adds": max(size**3 / _best_seconds(product, (jnp.ones((size, size), dtype),) * 2) for size in sizes),
         "bytes": bytes_of_a_sweep / _best_seconds(jax.jit(lambda x: x + 1, donate_argnums=0), vector),
     }
 
@@ -35,10 +34,11 @@ def _best_seconds(function, state) -> float:
 
 
 def images_per_second(setting: Setting, device: dict[str, float]) -> float:
-    """Returns the limit for a setting: that of arithmetic or that of memory, whichever is lower.
+    """Returns an estimate of the limit for a setting: that of arithmetic or that of memory, whichever is lower.
 
-    Training takes three times the multiply-adds of inference. What convolutions and matrix products put out is written
-    and read in inference; in training also read by the backward pass, and its gradient written and read.
+    Training counts three times the multiply-adds of inference, though the first layer needs less. What convolutions and
+    matrix products put out counts as written and read in inference; in training also as read by the backward pass, and
+    its gradient as written and read, though a cache may hold it.
 
     Args:
       setting: The setting.

@@ -122,7 +122,9 @@ def create(name: str, num_classes: int) -> nn.Module:
     """Builds a network of `models.MODELS`, with PyTorch's initial weights.
 
     Raises:
-      KeyError: It is none of the kinds that IN_PYTORCH has.
+      ValueError: It is none of the kinds that IN_PYTORCH has.
     """
     network = MODELS[name](num_classes=num_classes)
+    if type(network) not in IN_PYTORCH:
+        raise ValueError(f"{name} has no form in PyTorch here")
     return IN_PYTORCH[type(network)](network)

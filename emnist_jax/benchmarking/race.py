@@ -2,9 +2,12 @@
 
 import dataclasses
 import multiprocessing
+import os
 import resource
+import signal
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -18,7 +21,7 @@ class Outcome:
 
     Attributes:
       name: Of the contender.
-      first_batch_seconds: From the built network to the end of its first batch, compilation included.
+      first_batch_seconds: From a started process to the end of its first batch: imports, data, network, compilation.
       images_per_second: Of each round.
       peak_bytes: Most memory at a time: of the GPU, or of the process on a CPU.
       error: Why there is none of the others; "" if there is.
@@ -84,6 +87,8 @@ def _ask(pipe, batches: int | None):
 
 def _serve(pipe, contender: Callable, setting: Setting) -> None:
     """Answers with (seconds of the first batch, of a later one), then for each number of batches (seconds, bytes)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's end is this process's
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         started = time.perf_counter()
         run = contender(setting)
@@ -102,6 +107,11 @@ def _serve(pipe, contender: Callable, setting: Setting) -> None:
         return
     except Exception as error:  # whatever a library raises is the contender's result
         pipe.send(first_line(error))
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _peak_bytes() -> int:
