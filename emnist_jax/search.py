@@ -20,7 +20,7 @@ def run(row: dict, search: dict, workdir: Path, train: Callable[[dict, int, Path
       is_over: Tells whether no further trial may start.
 
     Raises:
-      UserError: Optuna is missing, the ranges are wrong or not those of the workdir, or all trials failed.
+      UserError: Optuna is missing, the ranges are wrong or not those of the workdir, or trials failed.
       Stopped: The time is over.
     """
     try:
@@ -39,14 +39,18 @@ def run(row: dict, search: dict, workdir: Path, train: Callable[[dict, int, Path
     if any(trial.distributions != ranges for trial in study.trials):
         raise UserError(f"{workdir} holds a search of other ranges: pass another --workdir")
 
-    failure = None
+    failures = []
     for number in range(search["trials"]):
         if number == len(study.trials):
             if is_over():
                 raise Stopped(f"--minutes are over with {search['trials'] - number} of {search['trials']} trials to go")
-            # Each trial has its own random numbers, which do not depend on where the search was stopped.
-            study.sampler = samplers[search["sampler"]](seed=number)
-            study.ask(ranges)
+            # Each trial has its own random numbers, which do not depend on where the search was stopped. It is asked
+            # for in a copy, as `ask` writes one value after the other, and a kill would leave half a trial.
+            copy = optuna.create_study(direction="maximize", sampler=samplers[search["sampler"]](seed=number))
+            copy.add_trials(study.trials)
+            running = optuna.trial.TrialState.RUNNING
+            params = copy.ask(ranges).params
+            study.add_trial(optuna.trial.create_trial(state=running, params=params, distributions=ranges))
         trial = study.trials[number]
         if trial.state.is_finished():
             continue
@@ -54,10 +58,8 @@ def run(row: dict, search: dict, workdir: Path, train: Callable[[dict, int, Path
         overridden = {**row, "overrides": {**row["overrides"], **trial.params}}
         try:
             results = [train(overridden, seed, workdir / name / f"seed{seed}") for seed in row["seeds"]]
-            if not results[0]["validation"]:
-                raise UserError("there are no validation images: set dataset.validation_examples in the search's row")
         except UserError as error:
-            failure = error
+            failures.append(error)
             print(f"[{number + 1}/{search['trials']}] {_settings(trial)}: failed: {first_line(error)}", flush=True)
             continue
         study.tell(number, statistics.mean(result["validation"]["top1"] for result in results))
@@ -66,9 +68,9 @@ def run(row: dict, search: dict, workdir: Path, train: Callable[[dict, int, Path
         print(f"[{number + 1}/{search['trials']}] {line}", flush=True)
 
     finished = [trial for trial in study.trials if trial.state.is_finished()]
-    if not finished:
-        raise UserError(f"all {search['trials']} trials failed, the last: {failure}")
     print(_table(sorted(finished, key=lambda trial: -trial.value), list(ranges)))
+    if failures:
+        raise UserError(f"{len(failures)} of {search['trials']} trials failed, the last: {failures[-1]}")
 
 
 def _distribution(key: str, values, distributions):

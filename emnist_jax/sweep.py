@@ -83,6 +83,8 @@ def _search(sweep, workdir: Path) -> None:
 
     if _RESULTS.value or _SHARD.value != "0/1":
         raise UserError("a search takes no --results and no --shard: leave them out")
+    if experiment_of(sweep.rows[0], 0, _OVERRIDE.value).dataset.validation_examples == 0:
+        raise UserError("a search needs validation images: set dataset.validation_examples in its row")
     started, programs = time.monotonic(), {}
     terminal.CONSOLE.quiet = True
     search.run(

@@ -83,19 +83,29 @@ def test_values_are_in_their_ranges_and_the_best_is_first(tmp_path, capsys):
 def test_a_failed_trial_is_said_and_tried_again(tmp_path, capsys):
     trained = Trained()
     trained.failing = {"trial_1"}
-    run(tmp_path, trained, trials=3)
-    assert "failed: UserError: the loss is not finite" in capsys.readouterr().out
+    with pytest.raises(UserError, match="^1 of 3 trials failed, the last: the loss is not finite"):
+        run(tmp_path, trained, trials=3)
+    assert capsys.readouterr().out.count("failed: UserError: the loss is not finite") == 1
     trained.failing, trained.runs = set(), []
     run(tmp_path, trained, trials=3)
     assert [name for name, *_ in trained.runs] == ["trial_1", "trial_1"]
     trained.failing = {"trial_0"}
-    with pytest.raises(UserError, match="all 1 trials failed, the last: the loss is not finite"):
+    with pytest.raises(UserError, match="^1 of 1 trials failed, the last: the loss is not finite"):
         run(tmp_path / "other", trained, trials=1)
 
 
-def test_without_validation_images_nothing_is_chosen(tmp_path):
-    with pytest.raises(UserError, match="set dataset.validation_examples"):
-        run(tmp_path, lambda *_: {"test": {"top1": 1.0}, "validation": None, "train_seconds": 1.0}, trials=1)
+def test_a_search_that_is_killed_after_any_record_of_its_journal_goes_on(tmp_path):
+    whole = Trained()
+    run(tmp_path / "whole", whole, trials=3)
+    journal = (tmp_path / "whole/optuna.log").read_bytes()
+    lines = [i + 1 for i, byte in enumerate(journal) if byte == ord("\n")]
+    for end in [0, *lines]:
+        folder = tmp_path / f"killed_{end}"
+        folder.mkdir()
+        (folder / "optuna.log").write_bytes(journal[:end])
+        parts = Trained()
+        run(folder, parts, trials=3)
+        assert parts.runs == whole.runs[len(whole.runs) - len(parts.runs) :]
 
 
 def test_what_is_no_search_is_refused(tmp_path):
@@ -123,3 +133,6 @@ def test_the_sweep_runs_a_search(tmp_path):
     assert rates[0] != rates[1] and all(f"optimizer.learning_rate={rate:.4g}" in stdout for rate in rates)
     code, _, stderr = finish(start(tmp_path, "--shard=0/2", sweep=FILE))
     assert (code, stderr) == (2, "error: a search takes no --results and no --shard: leave them out\n")
+    code, stdout, stderr = finish(start(tmp_path, "--override=dataset.validation_examples=0", sweep=FILE))
+    needs = "error: a search needs validation images: set dataset.validation_examples in its row\n"
+    assert (code, stdout, stderr) == (2, "", needs)
