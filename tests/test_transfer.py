@@ -11,7 +11,7 @@ import pytest
 
 from emnist_jax.datasets import Split, duplicates
 from emnist_jax.training import loop, run, weights
-from shared import make_config
+from shared import idx_bytes, make_config
 
 ROOT = Path(__file__).parent.parent
 CHANGES = {"training.steps": 1, "transfer.target": "synthetic/digits"}
@@ -82,3 +82,28 @@ def test_the_launch_script_pretrains_and_fine_tunes(tmp_path):
     assert (before["dataset"], after["dataset"]) == ("synthetic/bymerge", "synthetic/balanced")
     assert before["model"] == after["model"] == "densenet_layer_4_2"
     assert before["shared_images"] is not None and after["leaked"] is False
+
+
+@pytest.mark.slow
+def test_what_a_leak_is_worth(tmp_path):
+    """The halves change places between the networks of a seed, and only one half has been seen."""
+    rng = np.random.default_rng(0)
+    for split, per_class in (("train", 12), ("test", 4)):
+        labels = np.repeat(np.arange(47), per_class).astype(np.uint8)
+        images = rng.integers(0, 256, (len(labels), 28, 28), np.uint8)
+        (tmp_path / f"emnist-pool-{split}-images-idx3-ubyte").write_bytes(idx_bytes(images))
+        (tmp_path / f"emnist-pool-{split}-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+    command = [sys.executable, ROOT / "launch/leak.py", tmp_path, tmp_path / "runs", "--seeds=1", "--epochs=60"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "runs/leak.json").read_text())
+    assert record["images_per_half"] == 94 and record["seeds"] == 1
+    for i in (0, 1):
+        folder = tmp_path / f"runs/with_half_{i}"
+        halves = ("pretrained", "fine_tuned")
+        before, after = (json.loads((folder / f"{half}_seed0/result.json").read_text()) for half in halves)
+        assert before["leaked"] is True and after["leaked"] is True
+        seen, unseen = record["right"]["pretrained"][i]
+        assert seen > 20 > unseen  # of noise, a network knows what it has seen
+        assert sum(record["right"]["fine-tuned"][i]) == round(188 * after["test"]["top1"])
+    assert "| pretrained |" in done.stdout
