@@ -5,6 +5,7 @@
 - `mnist_gap_v1` to `_v5`: five versions whose layer lists were not published. Ours are a **reconstruction** that has
   exactly the three published counts.
 - `mnist_onecycle`: global average pooling, convolutions with biases.
+- `mnist_m5`: the M5 of An et al. (https://arxiv.org/abs/2008.10400), without BatchNorm of its logits.
 
 Unless the source says otherwise, BatchNorm comes before ReLU, dropout after both, and all convolutions but the last
 have a ReLU. `mnist_onecycle`'s source leaves the order open and reports its accuracy by epoch. ReLU before BatchNorm,
@@ -185,4 +186,9 @@ ONECYCLE = (
 CNN = (
     *(layer for width in (32, 64, 128) for layer in (Conv(width, 3, 1, bias=True, batch_norm=True), MaxPool())),
     Dense(128),
+)
+
+M5 = (
+    *(Conv(width, 5, batch_norm=True) for width in (32, 64, 96, 128, 160)),
+    Conv(None, 8, relu=False),
 )
