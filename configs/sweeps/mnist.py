@@ -20,11 +20,14 @@ def get_config():
     onecycle = partial(row, "configs/mnist_onecycle.py", **ONECYCLE)
     source = partial(row, "configs/mnist_onecycle.py:source", **ONECYCLE)
     cnn = partial(row, "configs/mnist_cnn.py")
+    small = partial(row, "configs/mnist_small.py", remark="(ours)")
     best = (squeeze.pop(10), gap.pop("v5"), onecycle, squeeze.pop(9), squeeze.pop(6))
     rest = (source, *squeeze.values(), *gap.values())
     return sweep(
         *(each(seeds=(0,)) for each in best),
+        small(seeds=(0, 1, 2)),
         *(each(seeds=(1, 2, 3, 4)) for each in best),
+        small(seeds=(3, 4, 5, 6, 7, 8, 9)),
         *(each(seeds=(0,)) for each in rest),
         cnn(seeds=3, overrides={"training.epochs": 10}, reported=99.08),
         *(each(seeds=(1, 2)) for each in rest),

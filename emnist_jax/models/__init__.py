@@ -12,7 +12,7 @@ from emnist_jax.models.efficientnet import EfficientNet
 from emnist_jax.models.layers import ACTIVATIONS, INITIALIZERS, Network
 from emnist_jax.models.lenet5 import LeNet5
 from emnist_jax.models.mobilenet import MobileNet, MobileNetV2
-from emnist_jax.models.plain import CNN, GAP, M5, ONECYCLE, SQUEEZE, Plain
+from emnist_jax.models.plain import CNN, GAP, M5, ONECYCLE, SMALL, SQUEEZE, Plain
 from emnist_jax.models.published import PUBLISHED
 from emnist_jax.models.resnet import ResNet
 from emnist_jax.models.shufflenet import ShuffleNet, ShuffleNetV2
@@ -58,6 +58,7 @@ MODELS = {
     **{f"mnist_gap_{version}": partial(Plain, layers=layers) for version, layers in GAP.items()},
     "mnist_m5": partial(Plain, layers=M5),
     "mnist_onecycle": partial(Plain, layers=ONECYCLE, convolution_dropout=0.05),
+    "mnist_small": partial(Plain, layers=SMALL),
     "mobilenet": MobileNet,
     "mobilenet_v2": MobileNetV2,
     "resnet50": ResNet,

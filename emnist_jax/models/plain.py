@@ -5,6 +5,7 @@
 - `mnist_gap_v1` to `_v5`: five versions whose layer lists were not published. Ours are a **reconstruction** that has
   exactly the three published counts.
 - `mnist_onecycle`: global average pooling, convolutions with biases.
+- `mnist_small`: ours, few parameters.
 - `mnist_m5`: the M5 of An et al. (https://arxiv.org/abs/2008.10400), without BatchNorm of its logits.
 
 Unless the source says otherwise, BatchNorm comes before ReLU, dropout after both, and all convolutions but the last
@@ -191,4 +192,16 @@ CNN = (
 M5 = (
     *(Conv(width, 5, batch_norm=True) for width in (32, 64, 96, 128, 160)),
     Conv(None, 8, relu=False),
+)
+
+SMALL = (
+    Conv(8, padding=1, batch_norm=True),
+    MaxPool(),
+    Conv(11, padding=1, batch_norm=True),
+    Conv(11, padding=1, batch_norm=True),
+    MaxPool(),
+    Conv(12, padding=1, batch_norm=True),
+    Conv(12, batch_norm=True),
+    GlobalAveragePool(),
+    Conv(None, 1, bias=True, relu=False),
 )
