@@ -5,6 +5,7 @@ import statistics
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from emnist_jax.errors import UserError
 from emnist_jax.reporting.terminal import standard_error
@@ -116,10 +117,21 @@ def headlines(rows: list[dict], results: dict[str, list[dict]], count: int) -> s
     return "\n".join(lines)
 
 
-def plot(rows: list[dict], results: dict[str, list[dict]], path: Path) -> None:
-    """Draws the test errors of all rows that have results against their parameters."""
+def plot(
+    rows: list[dict], results: dict[str, list[dict]], path: Path, elsewhere: dict[int, float] | None = None
+) -> None:
+    """Draws the test errors of all rows that have results against their parameters.
+
+    Args:
+      rows: Of the sweep.
+      results: What has been run.
+      path: Takes the picture.
+      elsewhere: Parameters -> top-1 in percent of networks that are not ours to compare with.
+    """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
+    for parameters, top1 in (elsewhere or {}).items():
+        axes.plot(parameters, 100 - top1, marker="x", color="gray", linestyle="")
     for row in {row["name"]: row for row in rows}.values():
         if found := results.get(row["name"]):
             errors = [100 * (1 - result["test"]["top1"]) for result in found]
@@ -137,11 +149,14 @@ def plot(rows: list[dict], results: dict[str, list[dict]], path: Path) -> None:
                 xytext=(5, 3),
                 textcoords="offset points",
             )
-    axes.set(xscale="log", xlabel="trainable parameters", ylabel="test error, %")
-    axes.set_title("dots: ours, with the deviation over seeds (of one seed: the standard error); circles: reported")
-    axes.title.set_fontsize(10)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.xaxis.set_minor_formatter("{x:,.0f}")
+    axes.set(xscale="log", yscale="log", xlabel="trainable parameters", ylabel="test error, %")
+    title = "dots: ours, with the deviation over seeds (one seed: the standard error); circles: reported"
+    axes.set_title(title + "; crosses: elsewhere" * bool(elsewhere))
+    axes.title.set_fontsize(9)
+    for axis, subs, form in ((axes.xaxis, (1, 2, 5), "{x:,.0f}"), (axes.yaxis, range(1, 10), "{x:.1f}")):
+        axis.set_major_locator(LogLocator(subs=subs))
+        axis.set_major_formatter(form)
+        axis.set_minor_locator(NullLocator())
     axes.margins(x=0.2)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
