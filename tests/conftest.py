@@ -5,7 +5,6 @@ import copy
 import functools
 import os
 import shutil
-import sys
 import tempfile
 
 import pytest
@@ -22,15 +21,6 @@ os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = _CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # They import PyTorch and Keras, which takes seconds.
 _COMPARISONS = ("test_parity_keras.py", "test_parity_pytorch.py")
-# As does tensorboardX, if PyTorch is there: not in tests, nor in the processes that they start.
-with open(os.path.join(_CACHE, "torch.py"), "w") as _file:
-    _file.write("raise ImportError")
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (_CACHE, os.environ.get("PYTHONPATH"))))
-
-
-def pytest_configure(config):
-    if "not parity" in config.option.markexpr:
-        sys.path.insert(0, _CACHE)  # not None in sys.modules, which scipy takes for a module
 
 
 def pytest_ignore_collect(collection_path, config):

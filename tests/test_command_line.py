@@ -52,6 +52,14 @@ def test_only_what_trains_promises_to_resume():
     assert re.match(r"error: \[Errno \d+\] .*\n", stderr) and "resumes" not in stderr
 
 
+def test_training_does_not_load_pytorch(tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('PyTorch was loaded')")
+    command = [sys.executable, "-c", "import emnist_jax.training.loop, sys; assert 'torch' not in sys.modules"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.fixture
 def cache_of_its_own(tmp_path, monkeypatch):
     """A user's cache folder, and none of JAX's variables."""

@@ -1,16 +1,31 @@
 """TensorBoard's curves, pictures and hyper-parameters of a run."""
 
+import importlib
+import sys
 import time
 import warnings
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.utils import figure_to_image
 
 from emnist_jax.config import flatten
+
+
+def _import_without_pytorch(*names: str) -> list:
+    """Imports modules as if PyTorch were not installed: tensorboardX would load it, for seconds and for nothing."""
+    loaded = "torch" in sys.modules
+    if not loaded:
+        sys.modules["torch"] = None  # makes `import torch` an ImportError
+    try:
+        return [importlib.import_module(name) for name in names]
+    finally:
+        if not loaded:
+            del sys.modules["torch"]
+
+
+summary, event_file_writer, event_pb2, utils = _import_without_pytorch(
+    *(f"tensorboardX.{name}" for name in ("summary", "event_file_writer", "proto.event_pb2", "utils"))
+)
 
 # Tells our event files from those of others.
 _SUFFIX = ".emnist_jax"
@@ -33,15 +48,15 @@ class TensorBoard:
             # Of several files, TensorBoard would go by the clocks and names of the hosts that wrote them.
             for path in workdir.glob(f"events.out.tfevents.*{_SUFFIX}"):
                 path.unlink()
-            self._writer = EventsWriter(str(workdir / "events"), _SUFFIX)
+            self._writer = event_file_writer.EventsWriter(str(workdir / "events"), _SUFFIX)
         # A TensorBoard that is running drops what it has read of the earlier files.
-        self._write(0, session_log=SessionLog(status=SessionLog.START))
+        self._write(0, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
         for epoch in epochs:
             self.epoch(epoch)
 
     def _write(self, step: int, wall_time: float | None = None, **content) -> None:
         if self._writer:
-            self._writer.write_event(Event(wall_time=wall_time or time.time(), step=step, **content))
+            self._writer.write_event(event_pb2.Event(wall_time=wall_time or time.time(), step=step, **content))
             self._writer.flush()
 
     def scalars(self, values: dict[str, float], step: int, wall_time: float | None = None) -> None:
@@ -60,7 +75,7 @@ class TensorBoard:
         with warnings.catch_warnings():
             # matplotlib's font lacks the letters of many scripts, and shows boxes for them.
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
-            image = figure_to_image(figure, close=False)
+            image = utils.figure_to_image(figure, close=False)
         self._write(step, summary=summary.image(name, image))
 
     def hyper_parameters(self, config: dict, metrics: dict[str, float]) -> None:
