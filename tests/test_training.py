@@ -191,7 +191,8 @@ def test_an_update_that_is_not_finite_is_not_taken():
 @pytest.mark.slow
 def test_the_moving_average_reads_as_well_as_the_network_that_it_follows():
     changes = {"training.ema_decay": 0.995, "training.batch_size": 32, "training.steps": 120}
-    run = build(shared.make_config(**changes, **{"dataset.train_per_class": 100, "optimizer.learning_rate": 0.1}))
+    changes |= {"model.name": "mnist_squeeze_10", "dataset.train_per_class": 100, "optimizer.learning_rate": 0.1}
+    run = build(shared.make_config(**changes))
     train, test = run.dataset.train, run.dataset.test
     order = train_step.make_epoch_order(len(train.labels), 32, run.mesh)
     train_steps = train_step.make_train_steps(run.model, run.optimizer, run.config, run.mesh)

@@ -13,13 +13,18 @@ def images_figure(images: np.ndarray, names: list[str], title: str) -> Figure:
     """Draws a grid of images `[N, H, W]` under their class names."""
     columns = 8
     rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(columns, 1.2 * rows + 0.4), layout="tight")
-    figure.suptitle(title)
-    for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
-        axes.axis("off")
-    for axes, image, name in zip(grid.flat, images, names, strict=False):
-        axes.imshow(image, cmap="gray")
-        axes.set_title(name, fontsize=9, parse_math=False)
+    height, width = images.shape[1] + 10, images.shape[2] + 4  # with the space for a name, and between images
+    figure = Figure(figsize=(columns, rows * height / width + 0.4), layout="tight")
+    # One picture, as many axes take longer to draw than a small network to compile.
+    axes = figure.subplots()
+    axes.axis("off")
+    axes.set_title(title)
+    grid = np.full((rows * height, columns * width), np.nan)
+    for i, (image, name) in enumerate(zip(images, names, strict=True)):
+        top, left = i // columns * height, i % columns * width
+        grid[top + 10 : top + height, left + 2 : left + 2 + images.shape[2]] = image
+        axes.text(left + width / 2, top + 8, name, fontsize=9, ha="center", parse_math=False)
+    axes.imshow(grid, cmap="gray")
     return figure
 
 

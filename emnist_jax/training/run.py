@@ -148,7 +148,7 @@ def build(config) -> Run:
         shared_images=shared_images,
         model=model,
         optimizer=optimizer,
-        schedule=schedule,
+        schedule=jax.jit(schedule),  # op by op, its first value takes half a second
         create_state=train_step.make_initial_state(model, optimizer, config, mesh),
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
