@@ -23,6 +23,8 @@ def run(row: dict, search: dict, workdir: Path, train: Callable[[dict, int, Path
       UserError: Optuna is missing, the ranges are wrong or not those of the workdir, or trials failed.
       Stopped: The time is over.
     """
+    from jax.errors import JaxRuntimeError
+
     try:
         import optuna
     except ImportError as error:
@@ -41,24 +43,28 @@ def run(row: dict, search: dict, workdir: Path, train: Callable[[dict, int, Path
 
     failures = []
     for number in range(search["trials"]):
-        if number == len(study.trials):
-            if is_over():
-                raise Stopped(f"--minutes are over with {search['trials'] - number} of {search['trials']} trials to go")
+        trials = study.trials
+        if number < len(trials) and trials[number].state.is_finished():
+            continue
+        if is_over():
+            to_go = search["trials"] - sum(trial.state.is_finished() for trial in trials)
+            raise Stopped(f"--minutes are over with {to_go} of {search['trials']} trials to go")
+        if number == len(trials):
             # Each trial has its own random numbers, which do not depend on where the search was stopped. It is asked
             # for in a copy, as `ask` writes one value after the other, and a kill would leave half a trial.
             copy = optuna.create_study(direction="maximize", sampler=samplers[search["sampler"]](seed=number))
-            copy.add_trials(study.trials)
+            copy.add_trials(trials)
             running = optuna.trial.TrialState.RUNNING
             params = copy.ask(ranges).params
             study.add_trial(optuna.trial.create_trial(state=running, params=params, distributions=ranges))
         trial = study.trials[number]
-        if trial.state.is_finished():
-            continue
         name = f"trial_{number}"
         overridden = {**row, "overrides": {**row["overrides"], **trial.params}}
         try:
             results = [train(overridden, seed, workdir / name / f"seed{seed}") for seed in row["seeds"]]
-        except UserError as error:
+            if not results[0]["validation"]:
+                raise UserError("there are no validation images")
+        except (UserError, OSError, MemoryError, JaxRuntimeError) as error:
             failures.append(error)
             print(f"[{number + 1}/{search['trials']}] {_settings(trial)}: failed: {first_line(error)}", flush=True)
             continue
@@ -70,7 +76,7 @@ def run(row: dict, search: dict, workdir: Path, train: Callable[[dict, int, Path
     finished = [trial for trial in study.trials if trial.state.is_finished()]
     print(_table(sorted(finished, key=lambda trial: -trial.value), list(ranges)))
     if failures:
-        raise UserError(f"{len(failures)} of {search['trials']} trials failed, the last: {failures[-1]}")
+        raise UserError(f"{len(failures)} of {search['trials']} trials failed, the last: {first_line(failures[-1])}")
 
 
 def _distribution(key: str, values, distributions):

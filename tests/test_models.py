@@ -27,6 +27,8 @@ RECORDED = {
     "dpn92": (35_230_991, 35_105_775),
     "efficientnet_b1": (6_635_439, 6_573_391),
     "mnist_cnn": (242_442, 241_994),
+    "mnist_m5": (1_129_120, 1_128_160),
+    "mnist_small": (4_783, 4_675),
     "mobilenet": (3_277_039, 3_255_151),
     "mobilenet_v2": (2_318_191, 2_284_079),
     "shufflenet": (974_328, 949_848),
@@ -46,7 +48,7 @@ OURS = [name for name in models.MODELS if name.startswith(("densenet_", "lenet5"
 SLOW = {
     *(name for name in OURS if name.startswith("densenet")),
     *(f"mnist_squeeze_{i}" for i in range(2, 8)),
-    *("mnist_gap_v1", "mnist_gap_v2"),
+    *("mnist_gap_v1", "mnist_gap_v2", "mnist_m5"),
 }
 # Networks that differ from another in the recipe only.
 TWINS = {

@@ -83,14 +83,16 @@ def test_values_are_in_their_ranges_and_the_best_is_first(tmp_path, capsys):
 def test_a_failed_trial_is_said_and_tried_again(tmp_path, capsys):
     trained = Trained()
     trained.failing = {"trial_1"}
-    with pytest.raises(UserError, match="^1 of 3 trials failed, the last: the loss is not finite"):
+    with pytest.raises(UserError, match="^1 of 3 trials failed, the last: UserError: the loss is not finite"):
         run(tmp_path, trained, trials=3)
     assert capsys.readouterr().out.count("failed: UserError: the loss is not finite") == 1
     trained.failing, trained.runs = set(), []
+    with pytest.raises(Stopped, match="with 1 of 3 trials to go"):
+        run(tmp_path, trained, trials=3, is_over=lambda: True)
     run(tmp_path, trained, trials=3)
     assert [name for name, *_ in trained.runs] == ["trial_1", "trial_1"]
     trained.failing = {"trial_0"}
-    with pytest.raises(UserError, match="^1 of 1 trials failed, the last: the loss is not finite"):
+    with pytest.raises(UserError, match="^1 of 1 trials failed, the last: UserError: the loss is not finite"):
         run(tmp_path / "other", trained, trials=1)
 
 
@@ -103,9 +105,15 @@ def test_a_search_that_is_killed_after_any_record_of_its_journal_goes_on(tmp_pat
         folder = tmp_path / f"killed_{end}"
         folder.mkdir()
         (folder / "optuna.log").write_bytes(journal[:end])
+        told = journal[:end].count(b'"state":1')  # of a trial: complete
         parts = Trained()
         run(folder, parts, trials=3)
-        assert parts.runs == whole.runs[len(whole.runs) - len(parts.runs) :]
+        assert parts.runs == whole.runs[2 * told :]  # each trial has two seeds
+
+
+def test_without_validation_images_nothing_is_chosen(tmp_path):
+    with pytest.raises(UserError, match="1 of 1 trials failed, the last: UserError: there are no validation images"):
+        run(tmp_path, lambda *_: {"test": {"top1": 1.0}, "validation": None, "train_seconds": 1.0}, trials=1)
 
 
 def test_what_is_no_search_is_refused(tmp_path):

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from emnist_jax import datasets
+from emnist_jax.config import base
 from emnist_jax.datasets import Split, duplicates
 from emnist_jax.training import loop, run, weights
 from shared import idx_bytes, make_config
@@ -86,24 +88,31 @@ def test_the_launch_script_pretrains_and_fine_tunes(tmp_path):
 
 @pytest.mark.slow
 def test_what_a_leak_is_worth(tmp_path):
-    """The halves change places between the networks of a seed, and only one half has been seen."""
+    """Each test image is in the pretraining of one network; of noise, a network knows what it has seen."""
     rng = np.random.default_rng(0)
+    images = {}
     for split, per_class in (("train", 12), ("test", 4)):
         labels = np.repeat(np.arange(47), per_class).astype(np.uint8)
-        images = rng.integers(0, 256, (len(labels), 28, 28), np.uint8)
-        (tmp_path / f"emnist-pool-{split}-images-idx3-ubyte").write_bytes(idx_bytes(images))
+        images[split] = rng.integers(0, 256, (len(labels), 28, 28), np.uint8)
+        (tmp_path / f"emnist-pool-{split}-images-idx3-ubyte").write_bytes(idx_bytes(images[split]))
         (tmp_path / f"emnist-pool-{split}-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
-    command = [sys.executable, ROOT / "launch/leak.py", tmp_path, tmp_path / "runs", "--seeds=1", "--epochs=60"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    command = [sys.executable, ROOT / "launch/leak.py", f"--pool={tmp_path}", f"--workdir={tmp_path / 'runs'}"]
+    done = subprocess.run([*command, "--seeds=1", "--epochs=100"], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "runs/leak.json").read_text())
-    assert record["images_per_half"] == 94 and record["seeds"] == 1
+    seen_by = []
     for i in (0, 1):
         folder = tmp_path / f"runs/with_half_{i}"
-        halves = ("pretrained", "fine_tuned")
-        before, after = (json.loads((folder / f"{half}_seed0/result.json").read_text()) for half in halves)
-        assert before["leaked"] is True and after["leaked"] is True
+        config = base().dataset
+        config.name, config.data_dir, config.validation_examples = "emnist/bymerge", str(folder), 0
+        seen_by.append(duplicates.rows_in(images["test"].swapaxes(1, 2), datasets.load(config).train.images))
+        config.name = "emnist/balanced"
+        assert not duplicates.rows_in(images["test"].swapaxes(1, 2), datasets.load(config).train.images).any()
         seen, unseen = record["right"]["pretrained"][i]
-        assert seen > 20 > unseen  # of noise, a network knows what it has seen
-        assert sum(record["right"]["fine-tuned"][i]) == round(188 * after["test"]["top1"])
-    assert "| pretrained |" in done.stdout
+        assert seen > unseen + 10
+        result = json.loads((folder / "fine_tuned_seed0/result.json").read_text())
+        assert result["config"]["init_from"] == str(folder / "pretrained_seed0")
+        assert sum(record["right"]["fine_tuned"][i]) == round(188 * result["test"]["top1"])
+    assert (seen_by[0] != seen_by[1]).all() and seen_by[0].sum() == 94
+    again = subprocess.run([*command, "--seeds=1", "--epochs=100"], capture_output=True, text=True, timeout=900)
+    assert again.stdout == done.stdout

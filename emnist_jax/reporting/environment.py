@@ -24,13 +24,13 @@ def environment() -> dict:
 
 
 def commit() -> str:
-    """Returns the commit, with "-dirty" if code or configs are not as in it, or "unknown".
+    """Returns the commit, with "-dirty" if code, configs or launch/ are not as in it, or "unknown".
 
     The tables and files of results do not count: each finished run changes them.
     """
     try:
         name = _git("describe", "--always", "--abbrev=12")
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/emnist_jax", ":/configs")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/emnist_jax", ":/configs", ":/launch")
     except OSError:  # no git
         return "unknown"
     return f"{name}-dirty" if changed else name or "unknown"

@@ -153,7 +153,7 @@ def plot(
     title = "dots: ours, with the deviation over seeds (one seed: the standard error); circles: reported"
     axes.set_title(title + "; crosses: elsewhere" * bool(elsewhere))
     axes.title.set_fontsize(9)
-    for axis, subs, form in ((axes.xaxis, (1, 2, 5), "{x:,.0f}"), (axes.yaxis, range(1, 10), "{x:.1f}")):
+    for axis, subs, form in ((axes.xaxis, (1, 2, 5), "{x:,.0f}"), (axes.yaxis, range(1, 10), "{x:g}")):
         axis.set_major_locator(LogLocator(subs=subs))
         axis.set_major_formatter(form)
         axis.set_minor_locator(NullLocator())
