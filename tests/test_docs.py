@@ -25,6 +25,7 @@ NOT_RUN = {
     **dict.fromkeys(("python3 -m venv", "."), "they make an environment"),
     **dict.fromkeys(("pip install", "pip wheel", "git clone"), "they need a network"),
     "tensorboard": "it serves until it is stopped",
+    "python launch/leak.py": "test_transfer.py runs it",
     "kubectl apply": "it needs a cluster; test_hosts.py runs what the file starts",
 }
 # Flags whose files or processes are not here; test_weights.py, test_datasets.py, test_hosts.py and test_pruning.py pass
