@@ -94,12 +94,15 @@ def sweep_rows(sweep: str) -> list[dict]:
 def check_results(rows: list[dict], results: dict[str, list[dict]]) -> None:
     """Raises UserError for the first result that is not what its name says."""
     from emnist_jax.config import base, flatten
+    from emnist_jax.models.summary import summarize
     from emnist_jax.sweep import experiment_of
+    from emnist_jax.training.run import network
 
     known = {row["name"]: row for row in rows}
     for name, of_row in results.items():
         if name not in known:
             raise UserError(f"results/{name} is no row of {' or '.join(SWEEPS.values())}")
+        trainable = summarize(network(experiment_of(known[name], 0, []))).trainable
         for result in of_row:
             where = f"results/{name}/seed{result['seed']}.json"
             wanted = flatten(experiment_of(known[name], result["seed"], []).to_dict())
@@ -108,6 +111,8 @@ def check_results(rows: list[dict], results: dict[str, list[dict]]) -> None:
             if differing:
                 key = differing[0]
                 raise UserError(f"{where} was made with {key}={found.get(key)}, but its row has {wanted.get(key)}")
+            if result["trainable_parameters"] != trainable:
+                raise UserError(f"{where} has {result['trainable_parameters']:,} parameters, its network {trainable:,}")
             if not result.get("dataset_sha256") or result["synthetic"]:
                 raise UserError(f"{where} does not say which real images it was made with")
             check_commit(where, result["commit"])

@@ -4,6 +4,7 @@ The EMNIST Balanced study's are written in plain Keras layers, those of the MNIS
 all without dropout.
 """
 
+import itertools
 from collections import OrderedDict
 
 import jax
@@ -280,3 +281,19 @@ def test_mnist_onecycle(nn):
         nn.AvgPool2d(7),
     )
     assert_pytorch_parity("mnist_onecycle", source)
+
+
+@pytest.mark.parity
+def test_mnist_m5(nn):
+    """The code of An et al., less the BatchNorm of its logits; its dense layer is an 8x8 convolution here."""
+    widths = (1, 32, 64, 96, 128, 160)
+    source = chain(
+        nn,
+        *(
+            layer
+            for channels, features in itertools.pairwise(widths)
+            for layer in (nn.Conv2d(channels, features, 5, bias=False), nn.BatchNorm2d(features), nn.ReLU())
+        ),
+        nn.Conv2d(160, 10, 8, bias=False),
+    )
+    assert_pytorch_parity("mnist_m5", source)

@@ -76,6 +76,7 @@ def test_only_changed_code_makes_a_commit_dirty(tmp_path, monkeypatch):
     [
         ("config.optimizer.learning_rate", 0.2, "made with optimizer.learning_rate=0.2, but its row has 0.1"),
         ("config.seed", 1, "made with seed=1, but its row has 0"),
+        ("trainable_parameters", 5733, "has 5,733 parameters, its network 5,893"),
         ("commit", "0123456789ab-dirty", "no commit holds"),
         ("dataset_sha256", None, "does not say which real images"),
         ("synthetic", True, "does not say which real images"),

@@ -1,4 +1,4 @@
-"""Every MNIST network of the sources with its own recipe, and two with ours: the most valuable runs first.
+"""Every MNIST network of the sources with its own recipe, and those with ours: the most valuable runs first.
 
     python -m emnist_jax.sweep --config=configs/sweeps/mnist.py --results=results
 
@@ -22,12 +22,13 @@ def get_config():
     source = partial(row, "configs/mnist_onecycle.py:source", **ONECYCLE)
     cnn = partial(row, "configs/mnist_cnn.py")
     small = partial(row, "configs/mnist_small.py", remark="(ours)")
-    best = (squeeze.pop(10), small, gap.pop("v5"), onecycle, squeeze.pop(9), squeeze.pop(6))
+    smaller = [partial(row, f"configs/mnist_small.py:{variant}", remark="(ours)") for variant in ("tiny", "nano")]
+    best = (squeeze.pop(10), small, gap.pop("v5"), onecycle, squeeze.pop(9), squeeze.pop(6), *smaller)
     rest = (source, *squeeze.values(), *gap.values())
     return sweep(
         *(each(seeds=(0,)) for each in best),
         *(each(seeds=(1, 2, 3, 4)) for each in best),
-        small(seeds=(5, 6, 7, 8, 9)),
+        *(each(seeds=(5, 6, 7, 8, 9)) for each in (small, *smaller)),
         *(each(seeds=(0,)) for each in rest),
         cnn(seeds=3, overrides={"training.epochs": 10}, reported=99.08),
         *(each(seeds=(1, 2)) for each in rest),

@@ -58,7 +58,7 @@ MODELS = {
     **{f"mnist_gap_{version}": partial(Plain, layers=layers) for version, layers in GAP.items()},
     "mnist_m5": partial(Plain, layers=M5),
     "mnist_onecycle": partial(Plain, layers=ONECYCLE, convolution_dropout=0.05),
-    "mnist_small": partial(Plain, layers=SMALL),
+    **{f"mnist_{size}": partial(Plain, layers=layers) for size, layers in SMALL.items()},
     "mobilenet": MobileNet,
     "mobilenet_v2": MobileNetV2,
     "resnet50": ResNet,

@@ -5,7 +5,8 @@
 - `mnist_gap_v1` to `_v5`: five versions whose layer lists were not published. Ours are a **reconstruction** that has
   exactly the three published counts.
 - `mnist_onecycle`: global average pooling, convolutions with biases.
-- `mnist_small`: ours, few parameters.
+- `mnist_small`, `mnist_tiny`, `mnist_nano`: ours, few parameters. The kinds and order of their layers are those of
+  https://github.com/JoshWarn/Parameter-Efficient-MNIST, but with BatchNorm and wider or narrower.
 - `mnist_m5`: the M5 of An et al. (https://arxiv.org/abs/2008.10400), without BatchNorm of its logits.
 
 Unless the source says otherwise, BatchNorm comes before ReLU, dropout after both, and all convolutions but the last
@@ -32,6 +33,13 @@ class Conv:
     relu: bool = True
     relu_first: bool = False  # before BatchNorm
     dropout: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Separable:
+    """A 3x3 convolution of each channel by itself, and a 1x1 convolution with BatchNorm and ReLU."""
+
+    features: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +99,10 @@ class Plain(Network):
                         x = self.activate(x)
                     if layer.dropout:
                         x = self.dropout(x, self.convolution_dropout, train)
+                case Separable():
+                    x = self.conv(x, x.shape[-1], 3, groups=x.shape[-1], name=f"depthwise{i}")
+                    x = self.conv(x, layer.features, 1, name=f"pointwise{i}")
+                    x = self.activate(self.batch_norm(x, train, f"norm{i}"))
                 case MaxPool():
                     x = nn.max_pool(x, (2, 2), (2, 2))
                 case GlobalAveragePool():
@@ -194,14 +206,16 @@ M5 = (
     Conv(None, 8, relu=False),
 )
 
-SMALL = (
-    Conv(8, padding=1, batch_norm=True),
-    MaxPool(),
-    Conv(11, padding=1, batch_norm=True),
-    Conv(11, padding=1, batch_norm=True),
-    MaxPool(),
-    Conv(12, padding=1, batch_norm=True),
-    Conv(12, batch_norm=True),
-    GlobalAveragePool(),
-    Conv(None, 1, bias=True, relu=False),
-)
+
+def small(first: int, *widths: int) -> tuple:
+    """Returns the layers of a small network: a convolution of `first` features, and separable ones of `widths`."""
+    return (
+        Conv(first, padding=1, batch_norm=True),
+        MaxPool(),
+        *map(Separable, widths),
+        GlobalAveragePool(),
+        Conv(None, 1, bias=True, relu=False),
+    )
+
+
+SMALL = {"small": small(18, 26, 30, 32, 32), "tiny": small(8, 8, 12, 14, 12), "nano": small(5, 4, 7, 8, 7)}
