@@ -97,11 +97,15 @@ def markdown(
         line.append(f"{len(found)} of {asked}")
         line.append("best by validation" if found[0]["config"]["training"]["select"] == "best" else "last")
         line += [epochs_at_bar(found)] * with_bar
-        # The median: a run may have been suspended for a while, or have shared its cores.
-        line.append(f"{statistics.median(epoch['seconds'] for result in found for epoch in result['history']):.3g}")
+        line.append(f"{epoch_seconds(found):.3g}")
         line.append("; ".join(sorted({f"{result['device']}, {result['commit']}" for result in found})))
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def epoch_seconds(results: list[dict]) -> float:
+    """Returns the median epoch's seconds: a run may have been suspended for a while, or have shared its cores."""
+    return statistics.median(epoch["seconds"] for result in results for epoch in result["history"])
 
 
 def headlines(rows: list[dict], results: dict[str, list[dict]], count: int) -> str:
@@ -120,7 +124,7 @@ def headlines(rows: list[dict], results: dict[str, list[dict]], count: int) -> s
 def plot(
     rows: list[dict], results: dict[str, list[dict]], path: Path, elsewhere: dict[int, float] | None = None
 ) -> None:
-    """Draws the test errors of all rows that have results against their parameters.
+    """Draws the test errors of all rows that have results against their parameters, and against their training time.
 
     Args:
       rows: Of the sweep.
@@ -128,10 +132,10 @@ def plot(
       path: Takes the picture.
       elsewhere: Parameters -> top-1 in percent of networks that are not ours to compare with.
     """
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    by_size, by_time = figure.subplots(1, 2, sharey=True)
     for parameters, top1 in (elsewhere or {}).items():
-        axes.plot(parameters, 100 - top1, marker="x", color="gray", linestyle="")
+        by_size.plot(parameters, 100 - top1, marker="x", color="gray", linestyle="")
     for row in {row["name"]: row for row in rows}.values():
         if found := results.get(row["name"]):
             errors = [100 * (1 - result["test"]["top1"]) for result in found]
@@ -139,24 +143,23 @@ def plot(
             of_one = 100 * standard_error(test["top1"], test["examples"])
             spread = statistics.stdev(errors) if len(errors) > 1 else of_one
             parameters = found[0]["trainable_parameters"]
-            axes.errorbar(parameters, statistics.mean(errors), spread, marker="o", capsize=3, color="C0")
+            minutes = epoch_seconds(found) * statistics.mean(result["epochs"] for result in found) / 60
             if row["reported"]:
-                axes.plot(parameters, 100 - row["reported"], marker="o", color="C1", fillstyle="none", linestyle="")
-            axes.annotate(
-                row["name"],
-                (parameters, statistics.mean(errors)),
-                fontsize=8,
-                xytext=(5, 3),
-                textcoords="offset points",
-            )
-    axes.set(xscale="log", yscale="log", xlabel="trainable parameters", ylabel="test error, %")
+                by_size.plot(parameters, 100 - row["reported"], marker="o", color="C1", fillstyle="none", linestyle="")
+            for axes, x in ((by_size, parameters), (by_time, minutes)):
+                point = (x, statistics.mean(errors))
+                axes.errorbar(*point, spread, marker="o", capsize=3, color="C0")
+                axes.annotate(row["name"], point, fontsize=8, xytext=(5, 3), textcoords="offset points")
+    by_size.set(xscale="log", yscale="log", xlabel="trainable parameters", ylabel="test error, %")
+    by_time.set(xscale="log", xlabel="training time, minutes (median epoch x epochs), on the devices of the table")
     title = "dots: ours, with the deviation over seeds (one seed: the standard error); circles: reported"
-    axes.set_title(title + "; crosses: elsewhere" * bool(elsewhere))
-    axes.title.set_fontsize(9)
-    for axis, subs, form in ((axes.xaxis, (1, 2, 5), "{x:,.0f}"), (axes.yaxis, range(1, 10), "{x:g}")):
+    figure.suptitle(title + "; crosses: elsewhere" * bool(elsewhere), fontsize=9)
+    scales = ((by_size.xaxis, (1, 2, 5)), (by_time.xaxis, (1, 2, 5)), (by_size.yaxis, range(1, 10)))
+    for axis, subs in scales:
         axis.set_major_locator(LogLocator(subs=subs))
-        axis.set_major_formatter(form)
+        axis.set_major_formatter("{x:,g}")
         axis.set_minor_locator(NullLocator())
-    axes.margins(x=0.2)
-    axes.grid(alpha=0.3)
+    for axes in (by_size, by_time):
+        axes.margins(x=0.3)
+        axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
