@@ -35,7 +35,8 @@ ONE_STEP = [
         *(f"candidates.py:{network}{recipe}" for network in CANDIDATES for recipe in ("", ",fixed")),
         *(f"densenet.py:{layers}" for layers in module("densenet.py").LAYERS),
         *(f"densenet.py:{variant}" for variant in ("dropout_4", "aug_5", "pretrain_2", "fixed")),
-        *("densenet121.py:fixed", "resnet50.py:fixed", "lenet5.py:rbf"),
+        *("densenet121.py:fixed", "resnet50.py:fixed", "lenet5.py:rbf", "mnist_onecycle.py:source"),
+        *("mnist_small.py:tiny", "mnist_small.py:nano"),
         *(f"mnist_squeeze.py:{i}" for i in range(1, 10)),
         *(f"mnist_gap.py:v{i}" for i in range(1, 5)),
     )
