@@ -1,4 +1,4 @@
-"""Networks of ours with few parameters for MNIST: 4,954 trainable ones, 1,184 (`:tiny`) or 563 (`:nano`).
+"""Networks of ours with few parameters for MNIST: 4,954 trainable ones, 1,184 (`:tiny`) or 610 (`:nano`).
 
     python -m emnist_jax.main --config=configs/mnist_small.py
     python -m emnist_jax.main --config=configs/mnist_small.py:tiny

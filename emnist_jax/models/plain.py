@@ -218,4 +218,4 @@ def small(first: int, *widths: int) -> tuple:
     )
 
 
-SMALL = {"small": small(18, 26, 30, 32, 32), "tiny": small(8, 8, 12, 14, 12), "nano": small(5, 4, 7, 8, 7)}
+SMALL = {"small": small(18, 26, 30, 32, 32), "tiny": small(8, 8, 12, 14, 12), "nano": small(5, 5, 8, 8, 7)}
