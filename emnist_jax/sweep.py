@@ -70,7 +70,7 @@ def main(sweep) -> None:
     print(tables.markdown(sweep.rows, results, sweep.split, failures))
     if results and sweep.split == "test":
         tables.plot(sweep.rows, results, workdir / "sweep.png")
-        print(f"accuracy against parameters: {workdir / 'sweep.png'}")
+        print(f"accuracy against parameters and training time: {workdir / 'sweep.png'}")
     if failures:
         failed = [f"{name} {failure}" for name, of_row in failures.items() for failure in of_row]
         raise UserError(f"{len(failed)} of {len(runs)} runs failed, first {failed[0]}")

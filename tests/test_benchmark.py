@@ -20,7 +20,7 @@ SETTING = Setting("lenet5", 16, "inference")
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, "mnist_small"])
 def test_a_network_in_pytorch_is_ours(name):
     pytest.importorskip("torch", reason="needs the extra 'benchmark'")
     from emnist_jax.benchmarking import pytorch_networks

@@ -120,3 +120,15 @@ def test_a_damaged_compiled_program_is_compiled_again(cache_of_its_own, monkeypa
         for path in programs:
             path.write_bytes(path.read_bytes()[:100])
     assert outputs[0] == outputs[1] and "READ ME 42" in outputs[0]
+
+
+@pytest.mark.slow
+def test_processes_share_the_compiled_programs(cache_of_its_own, monkeypatch):
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    for at_once in (2, 1):
+        processes = [start("emnist_jax.predict", "docs/note.jpg") for _ in range(at_once)]
+        for process in processes:
+            stdout, stderr = process.communicate(timeout=240)
+            assert (process.returncode, stderr) == (0, "")
+            assert "READ ME 42" in stdout
+    assert list(cache_of_its_own.glob("emnist_jax/*/*-cache"))

@@ -94,6 +94,7 @@ def test_the_study_s_recipes_and_ours(name, variant, optimizer, rate, size, epoc
     [
         ("resnet50.py", "fixd", "unknown variant 'fixd'; did you mean 'fixed'?"),
         ("lenet5.py", "rfb", "unknown head 'rfb'; did you mean 'rbf'?"),
+        ("mnist_small.py", "nanno", "unknown variant 'nanno'; did you mean 'nano'?"),
         ("candidates.py", "mobilenet,fixd", "unknown variant 'fixd'; did you mean 'fixed'?"),
         ("candidates.py", "vgg,fixed", "unknown network 'vgg'; did you mean 'vgg16'?"),
     ],
@@ -102,6 +103,12 @@ def test_an_unknown_variant_is_an_error(name, variant, message):
     with pytest.raises(UserError) as error:
         load(name, variant)
     assert str(error.value) == message
+
+
+def test_the_variants_of_the_small_network():
+    for variant, epochs in (("small", 30), ("tiny", 40), ("nano", 40)):
+        config = load("mnist_small.py", variant)
+        assert (config.model.name, config.training.epochs) == (f"mnist_{variant}", epochs)
 
 
 def test_the_variants_of_the_densenet():

@@ -6,6 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from emnist_jax import results
@@ -114,3 +115,16 @@ def test_tables_say_mean_deviation_and_what_is_missing():
         results.with_tables(page.replace("end of", "end"), {"mnist": "new"})
     headlines = tables.headlines([other, ROW], found, 5).split("\n")
     assert headlines[2:] == ["| `mnist_gap.py:v5` | 5,893 | 2 | 98.50 ± 0.71 | 99.44 |"]
+
+
+def test_the_plot_shows_errors_against_parameters_and_minutes(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(tables.Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    result = result_of(0, 0.98) | {"epochs": 15.0, "trainable_parameters": 1_128_160}
+    result["test"]["examples"] = 10_000
+    tables.plot([ROW], {"mnist_gap_v5": [result]}, tmp_path / "plot.png")
+    by_size, by_time = figures[0].axes
+    np.testing.assert_allclose(by_size.containers[0].lines[0].get_xydata(), [[1_128_160, 2.0]])
+    np.testing.assert_allclose(by_time.containers[0].lines[0].get_xydata(), [[0.5, 2.0]])  # 15 epochs of 2 seconds
+    figures[0].canvas.draw()
+    assert "1,000,000" in [label.get_text() for label in by_size.get_xticklabels()]

@@ -4,7 +4,7 @@
     python -m emnist_jax.sweep --config=configs/sweeps/emnist.py:pool --override=dataset.data_dir=FOLDER
 
 It wants a GPU. `:pool` trains on the EMNIST pool instead of EMNIST Balanced, and says so in the names of its rows. It
-has one more row: the final DenseNet for 5 epochs, which take two hours of one CPU core.
+has one more row: the final DenseNet for 5 epochs, 81 minutes of one CPU core.
 `reported` are the study's accuracies on all 18,800 validation images, if it gives them, or else on 1,024 test images.
 """
 

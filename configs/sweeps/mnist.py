@@ -1,8 +1,8 @@
-"""Every MNIST network of the sources with its own recipe, and those with ours: the most valuable runs first.
+"""Every MNIST network of the sources with its own recipe, and networks of ours: the most valuable runs first.
 
     python -m emnist_jax.sweep --config=configs/sweeps/mnist.py --results=results
 
-About twelve hours on two CPU cores, but for `mnist_best`, the last, which wants a GPU. The sources report their best
+About fourteen hours on two CPU cores, but for `mnist_best`, the last, which wants a GPU. The sources report their best
 test epoch; the simple CNN's reports its last.
 """
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from emnist_jax.models import MODELS
 from emnist_jax.models.densenet import DenseNet
 from emnist_jax.models.lenet5 import LeNet5
-from emnist_jax.models.plain import Conv, Dense, GlobalAveragePool, MaxPool, Plain
+from emnist_jax.models.plain import Conv, Dense, GlobalAveragePool, MaxPool, Plain, Separable
 
 
 class PlainInPyTorch(nn.Sequential):
@@ -31,6 +31,12 @@ class PlainInPyTorch(nn.Sequential):
                     if layer.dropout:
                         self.append(nn.Dropout(network.convolution_dropout))
                     channels, side = features, side + 2 * layer.padding - layer.size + 1
+                case Separable():
+                    self.add_module(f"depthwise{i}", nn.Conv2d(channels, channels, 3, groups=channels, bias=False))
+                    self.add_module(f"pointwise{i}", nn.Conv2d(channels, layer.features, 1, bias=False))
+                    self.add_module(f"norm{i}", nn.BatchNorm2d(layer.features))
+                    self.append(nn.ReLU())
+                    channels, side = layer.features, side - 2
                 case MaxPool():
                     self.append(nn.MaxPool2d(2))
                     side //= 2

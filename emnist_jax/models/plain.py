@@ -5,8 +5,9 @@
 - `mnist_gap_v1` to `_v5`: five versions whose layer lists were not published. Ours are a **reconstruction** that has
   exactly the three published counts.
 - `mnist_onecycle`: global average pooling, convolutions with biases.
-- `mnist_small`, `mnist_tiny`, `mnist_nano`: ours, few parameters. The kinds and order of their layers are those of
-  https://github.com/JoshWarn/Parameter-Efficient-MNIST, but with BatchNorm and wider or narrower.
+- `mnist_small`, `mnist_tiny`, `mnist_nano`: ours, few parameters. The order of their layers is that of
+  https://github.com/JoshWarn/Parameter-Efficient-MNIST, with BatchNorm and ReLU instead of biases, leaky ReLU and
+  dropout, and with other widths.
 - `mnist_m5`: the M5 of An et al. (https://arxiv.org/abs/2008.10400), without BatchNorm of its logits.
 
 Unless the source says otherwise, BatchNorm comes before ReLU, dropout after both, and all convolutions but the last

@@ -157,7 +157,7 @@ def plot(
     scales = ((by_size.xaxis, (1, 2, 5)), (by_time.xaxis, (1, 2, 5)), (by_size.yaxis, range(1, 10)))
     for axis, subs in scales:
         axis.set_major_locator(LogLocator(subs=subs))
-        axis.set_major_formatter("{x:,g}")
+        axis.set_major_formatter("{x:,.10g}")
         axis.set_minor_locator(NullLocator())
     for axes in (by_size, by_time):
         axes.margins(x=0.3)
