@@ -132,34 +132,40 @@ def plot(
       path: Takes the picture.
       elsewhere: Parameters -> top-1 in percent of networks that are not ours to compare with.
     """
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    figure = Figure(figsize=(12, 6), layout="constrained")
     by_size, by_time = figure.subplots(1, 2, sharey=True)
     for parameters, top1 in (elsewhere or {}).items():
         by_size.plot(parameters, 100 - top1, marker="x", color="gray", linestyle="")
+    colors = {}
     for row in {row["name"]: row for row in rows}.values():
         if found := results.get(row["name"]):
+            config = Path(row["config"].partition(":")[0]).stem
+            label = config if config not in colors else None  # once in the legend
+            color = colors.setdefault(config, f"C{len(colors)}")
             errors = [100 * (1 - result["test"]["top1"]) for result in found]
-            test = found[0]["test"]
+            error, test = statistics.mean(errors), found[0]["test"]
             of_one = 100 * standard_error(test["top1"], test["examples"])
             spread = statistics.stdev(errors) if len(errors) > 1 else of_one
             parameters = found[0]["trainable_parameters"]
             minutes = epoch_seconds(found) * statistics.mean(result["epochs"] for result in found) / 60
             if row["reported"]:
-                by_size.plot(parameters, 100 - row["reported"], marker="o", color="C1", fillstyle="none", linestyle="")
+                ends = [error, 100 - row["reported"]]
+                by_size.plot([parameters] * 2, ends, color=color, linewidth=0.8, linestyle=":")
+                by_size.plot(parameters, ends[1], marker="o", color=color, fillstyle="none")
             for axes, x in ((by_size, parameters), (by_time, minutes)):
-                point = (x, statistics.mean(errors))
-                axes.errorbar(*point, spread, marker="o", capsize=3, color="C0")
-                axes.annotate(row["name"], point, fontsize=8, xytext=(5, 3), textcoords="offset points")
+                axes.errorbar(x, error, spread, marker="o", elinewidth=0.8, color=color, label=label)
+                which = row["name"].removeprefix(config).strip("_").replace("_", " ")
+                axes.annotate(which, (x, error), fontsize=8, xytext=(5, 3), textcoords="offset points")
     by_size.set(xscale="log", yscale="log", xlabel="trainable parameters", ylabel="test error, %")
     by_time.set(xscale="log", xlabel="training time, minutes (median epoch x epochs), on the devices of the table")
     title = "dots: ours, with the deviation over seeds (one seed: the standard error); circles: reported"
     figure.suptitle(title + "; crosses: elsewhere" * bool(elsewhere), fontsize=9)
-    scales = ((by_size.xaxis, (1, 2, 5)), (by_time.xaxis, (1, 2, 5)), (by_size.yaxis, range(1, 10)))
-    for axis, subs in scales:
+    by_time.legend(loc="upper right")
+    for axis, subs in ((by_size.xaxis, (1, 3)), (by_time.xaxis, (1, 2, 3, 5)), (by_size.yaxis, range(1, 10))):
         axis.set_major_locator(LogLocator(subs=subs))
         axis.set_major_formatter("{x:,.10g}")
         axis.set_minor_locator(NullLocator())
     for axes in (by_size, by_time):
-        axes.margins(x=0.3)
+        axes.margins(x=0.15)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
