@@ -39,17 +39,17 @@ def recipe(model: str) -> ConfigDict:
     return config
 
 
-def final(model: str, stack: str = "aug_4") -> ConfigDict:
+def final(model: str, stack: str | None = "aug_4") -> ConfigDict:
     """Returns the recipe of the study's final network, without its transfer.
 
     It is Nesterov SGD at 0.001, batch 1024, aug_4, the plateau, early stopping and at most 100 epochs.
 
     Args:
       model: Key of `models.MODELS`.
-      stack: Key of `AUGMENTATIONS`.
+      stack: Key of `AUGMENTATIONS`; None: not augmented.
     """
     config = recipe(model)
-    _augment(config, stack)
+    _augment(config, stack or "")
     config.optimizer.name = "nesterov"
     config.optimizer.learning_rate = 0.001
     config.training.batch_size = 1024
@@ -70,7 +70,7 @@ def fixed(model: str) -> ConfigDict:
     config = recipe(model)
     _augment(config, "aug_4")
     config.model.batch_norm_momentum = 0.9
-    if model not in ("densenet", "vgg16_bn", "wrn_40_2"):
+    if model not in ("densenet", "lenet5", "vgg16_bn", "wrn_40_2"):
         config.model.stem_stride = 1
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 0.002
