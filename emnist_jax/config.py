@@ -201,6 +201,7 @@ def row(
     name: str | None = None,
     reported: float | None = None,
     remark: str = "",
+    pretraining: str | None = None,
 ) -> dict:
     """Describes one row of a table: an experiment that `sweep` runs with several seeds.
 
@@ -209,8 +210,9 @@ def row(
       seeds: Which, or how many from 0 on.
       overrides: Dotted key -> value.
       name: Of its folder and in tables; None: after the experiment and the overrides.
-      reported: The source's test top-1, in percent.
+      reported: The source's top-1, in percent.
       remark: What is to be known about `reported`, or about the row.
+      pretraining: Experiment file that trains the initial weights of each seed's run first, without the overrides.
     """
     overrides = overrides or {}
     settings = (f"{key.rpartition('.')[2]}_{value}" for key, value in overrides.items())
@@ -221,6 +223,7 @@ def row(
         "name": name or "_".join([experiment_name(config), *settings]),
         "reported": reported,
         "remark": remark,
+        "pretraining": pretraining,
     }
 
 

@@ -6,20 +6,30 @@ wrote. Run it in the repository's folder.
 """
 
 import json
+import re
 from pathlib import Path
 
 from absl import flags
 
 from emnist_jax import command_line
+from emnist_jax.config import ConfigDict
 from emnist_jax.errors import UserError
 
 _CHECK = flags.DEFINE_bool(
     "check", False, "Write nothing: fail if a table is not what the files say, or a file is wrong"
 )
 
+# The study's own comparisons: variants of configs/sweeps/study.py.
+STUDY = ("rates_2048", "rates_1024", "activation", "dropout", "augmentation", "layers", "transfer")
 # Name of the table -> its sweep.
-SWEEPS = {"mnist": "configs/sweeps/mnist.py", "emnist pool": "configs/sweeps/emnist.py:pool"}
-PAGES = ("README.md", "docs/results.md", "docs/speed.md")
+SWEEPS = {
+    "mnist": "configs/sweeps/mnist.py",
+    "emnist": "configs/sweeps/emnist.py",
+    "emnist pool": "configs/sweeps/emnist.py:pool",
+    "onecycle rate": "configs/sweeps/onecycle_rate.py",
+    **{f"study {variant}": f"configs/sweeps/study.py:{variant}" for variant in STUDY},
+}
+PAGES = ("README.md", "docs/results.md", "docs/speed.md", "docs/study.md")
 # Name of a file in results/speed/ -> what writes it.
 SPEED = {
     "cpu": "python -m emnist_jax.benchmark --out=results/speed/cpu.json",
@@ -35,9 +45,9 @@ def main() -> None:
     from emnist_jax.reporting import tables
 
     results = tables.read(Path("results"))
-    rows = {name: sweep_rows(sweep) for name, sweep in SWEEPS.items()}
-    check_results([row for of_sweep in rows.values() for row in of_sweep], results)
-    tables_by_mark = marked_tables(rows, results, Path("results/speed"))
+    sweeps = {name: read_sweep(sweep) for name, sweep in SWEEPS.items()}
+    check_results([row for sweep in sweeps.values() for row in sweep.rows], results)
+    tables_by_mark = marked_tables(sweeps, results, Path("results/speed"))
     for page in PAGES:
         path = Path(page)
         before = path.read_text()
@@ -46,20 +56,21 @@ def main() -> None:
             raise UserError(f"{page} is not what results/ says: run `python -m emnist_jax.results`")
         if after != before:
             path.write_text(after)
+    check_figures(Path("README.md").read_text(), results)
     if not _CHECK.value and len(results) > 1:
-        tables.plot(rows["mnist"], results, Path("docs/accuracy.png"), ELSEWHERE)
+        tables.plot(sweeps["mnist"].rows, results, Path("docs/accuracy.png"), ELSEWHERE)
     runs = sum(map(len, results.values()))
     print(f"{runs} runs of {len(results)} rows: {'as the tables say' if _CHECK.value else 'written'}")
 
 
-def marked_tables(rows: dict[str, list[dict]], results: dict[str, list[dict]], of_speed: Path) -> dict[str, str]:
+def marked_tables(sweeps: dict[str, ConfigDict], results: dict[str, list[dict]], of_speed: Path) -> dict[str, str]:
     """Returns all tables, by the mark that stands before them."""
     from emnist_jax.reporting import speed, tables
 
     marked = {}
-    for name, of_sweep in rows.items():
-        marked[name] = tables.markdown(of_sweep, results, with_bar=name == "mnist")
-        marked[f"{name} headlines"] = tables.headlines(of_sweep, results, HEADLINES)
+    for name, sweep in sweeps.items():
+        marked[name] = tables.markdown(sweep.rows, results, sweep.split, with_bar=name == "mnist")
+    marked["mnist headlines"] = tables.headlines(sweeps["mnist"].rows, results, HEADLINES)
     for name, command in SPEED.items():
         path = of_speed / f"{name}.json"
         marked[f"speed {name}"] = f"Not yet measured: `{command}`"
@@ -84,11 +95,11 @@ def with_tables(text: str, tables_by_mark: dict[str, str]) -> str:
     return text
 
 
-def sweep_rows(sweep: str) -> list[dict]:
-    """Returns the rows of a sweep's file, with its variant."""
+def read_sweep(sweep: str) -> ConfigDict:
+    """Returns what the file of a sweep, with its variant, says: see `config.sweep`."""
     values = flags.FlagValues()
     command_line.parse(["results", f"--config={sweep}"], config="sweep", flag_values=values)
-    return values.config.rows
+    return values.config
 
 
 def check_results(rows: list[dict], results: dict[str, list[dict]]) -> None:
@@ -107,6 +118,9 @@ def check_results(rows: list[dict], results: dict[str, list[dict]]) -> None:
             where = f"results/{name}/seed{result['seed']}.json"
             wanted = flatten(experiment_of(known[name], result["seed"], []).to_dict())
             found = flatten(base().to_dict()) | flatten(result["config"])  # a newer key had its default
+            # The folder of a pretraining may lie anywhere.
+            found["init_from"] = found["init_from"] and Path(found["init_from"]).name
+            wanted["init_from"] = f"pretrained_seed{result['seed']}" if known[name]["pretraining"] else None
             differing = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
             if differing:
                 key = differing[0]
@@ -116,6 +130,17 @@ def check_results(rows: list[dict], results: dict[str, list[dict]]) -> None:
             if not result.get("dataset_sha256") or result["synthetic"]:
                 raise UserError(f"{where} does not say which real images it was made with")
             check_commit(where, result["commit"])
+
+
+def check_figures(page: str, results: dict[str, list[dict]]) -> None:
+    """Raises UserError for the first accuracy in a page's prose, such as 99.36 %, that no row of results has."""
+    from emnist_jax.reporting import tables
+
+    accuracies = {tables.mean_and_deviation([each["test"]["top1"] for each in found]) for found in results.values()}
+    known = {accuracy.partition(" ")[0] for accuracy in accuracies}
+    for figure in re.findall(r"(\d+\.\d\d) %", re.sub("`[^`]*`", "", page)):
+        if figure not in known:
+            raise UserError(f"the README says {figure} %, which no row of results/ has")
 
 
 def check_commit(where: str, commit: str) -> None:

@@ -30,36 +30,39 @@ def main(sweep) -> None:
     from jax.errors import JaxRuntimeError
 
     from emnist_jax.reporting import tables, terminal
-    from emnist_jax.training import hosts, loop
+    from emnist_jax.training import hosts
 
     hosts.check_devices()
     workdir = Path(_WORKDIR.value or f"runs/{command_line.config_name()}").expanduser()
     if "search" in sweep:
         return _search(sweep, workdir)
     shard, shards = _parse_shard(_SHARD.value)
-    runs = [(row, seed) for row in sweep.rows for seed in row["seeds"]][shard::shards]
-    started, programs, failures, trained = time.monotonic(), {}, {}, 0
+    runs = []
+    ours = [(row, seed) for row in sweep.rows for seed in row["seeds"]][shard::shards]
+    for row, seed in ours:
+        copy = Path(_RESULTS.value, row["name"], f"seed{seed}.json") if _RESULTS.value else None
+        runs.append((row, seed, workdir / row["name"] / f"seed{seed}", copy))
+    to_train = sum(not _is_finished(folder, copy) for *_, folder, copy in runs)
+    started, programs, failures, tried = time.monotonic(), {}, {}, 0
     # The log lines of the runs are in their folders.
     terminal.CONSOLE.quiet = True
-    for number, (row, seed) in enumerate(runs):
-        folder = workdir / row["name"] / f"seed{seed}"
-        copy = Path(_RESULTS.value, row["name"], f"seed{seed}.json") if _RESULTS.value else None
+    for number, (row, seed, folder, copy) in enumerate(runs):
         if copy and copy.exists():
             continue
-        if _MINUTES.value is not None and time.monotonic() - started >= 60 * _MINUTES.value:
+        minutes = (time.monotonic() - started) / 60
+        if _MINUTES.value is not None and minutes >= _MINUTES.value:
             raise Stopped(f"--minutes={_MINUTES.value:g} are over with {len(runs) - number} of {len(runs)} runs to go")
-        finished_before = (folder / "result.json").exists()
+        finished_before = _is_finished(folder, copy)
         if not finished_before:
-            left = (time.monotonic() - started) / max(trained, 1) * (len(runs) - number) / 60
-            to_go = f", {left:.0f} minutes to go" if trained else ""
+            to_go = f", {minutes / tried * (to_train - tried):.0f} minutes to go" if tried else ""
             print(f"[{number + 1}/{len(runs)}] {row['name']} seed {seed}{to_go}", flush=True)
+            tried += 1
         try:
-            result = loop.train_and_evaluate(experiment_of(row, seed, _OVERRIDE.value), folder, programs)
+            result = train(row, seed, _OVERRIDE.value, folder, programs)
         except (UserError, OSError, MemoryError, JaxRuntimeError) as error:
             failures.setdefault(row["name"], []).append(f"seed {seed}: {first_line(error)}")
             print(f"    failed: {error}", flush=True)
         else:
-            trained += not finished_before
             if copy:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / "result.json", copy)
@@ -79,7 +82,6 @@ def main(sweep) -> None:
 def _search(sweep, workdir: Path) -> None:
     from emnist_jax import search
     from emnist_jax.reporting import terminal
-    from emnist_jax.training import loop
 
     if _RESULTS.value or _SHARD.value != "0/1":
         raise UserError("a search takes no --results and no --shard: leave them out")
@@ -91,7 +93,7 @@ def _search(sweep, workdir: Path) -> None:
         sweep.rows[0],
         sweep.search,
         workdir,
-        lambda row, seed, folder: loop.train_and_evaluate(experiment_of(row, seed, _OVERRIDE.value), folder, programs),
+        lambda row, seed, folder: train(row, seed, _OVERRIDE.value, folder, programs),
         lambda: _MINUTES.value is not None and time.monotonic() - started >= 60 * _MINUTES.value,
     )
 
@@ -101,6 +103,26 @@ def _parse_shard(text: str) -> tuple[int, int]:
     if not found or int(found[1]) >= int(found[2]):
         raise UserError(f"--shard={text} is not I/N with I from 0 to N - 1")
     return int(found[1]), int(found[2])
+
+
+def _is_finished(folder: Path, copy: Path | None) -> bool:
+    return (folder / "result.json").exists() or (copy is not None and copy.exists())
+
+
+def train(row: dict, seed: int, overrides: list[str], folder: Path, programs: dict) -> dict:
+    """Runs a row's seed in a folder and returns what its result.json holds.
+
+    If the row has a pretraining, that is run first, in the folder beside it whose name begins with "pretrained_".
+    """
+    from emnist_jax.training import loop
+
+    experiment = experiment_of(row, seed, overrides)
+    if row["pretraining"]:
+        pretrained = folder.with_name(f"pretrained_{folder.name}")
+        first_half = experiment_of({"config": row["pretraining"], "overrides": {}}, seed, overrides)
+        loop.train_and_evaluate(first_half, pretrained, programs)
+        experiment.init_from = str(pretrained)
+    return loop.train_and_evaluate(experiment, folder, programs)
 
 
 def experiment_of(row: dict, seed: int, overrides: list[str]):

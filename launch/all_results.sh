@@ -1,22 +1,25 @@
 #!/usr/bin/env bash
-# Makes the rows of the tables on one GPU, the most valuable first, for so many minutes; the next call goes on:
-#   launch/all_results.sh 30 [--override=dataset.data_dir=FOLDER ...]
-# POOL=FOLDER trains on the EMNIST pool in that folder instead of EMNIST Balanced.
+# Makes the rows of the tables on one GPU, one number for every network first; the next call goes on:
+#   launch/all_results.sh MINUTES [--override=dataset.data_dir=FOLDER ...]
+# EMNIST=pool trains on the EMNIST pool instead of EMNIST Balanced. JOBS=N runs N rows on the GPU at once.
 # Exit code 75: the minutes are over, or it was stopped. 2: a row has failed, as its table says, and the others are made.
 set -euo pipefail
-minutes=${1:?minutes} started=$SECONDS
+minutes=${1:?minutes} jobs=${JOBS:-1} ended=0 children=()
 shift
-emnist=(--config=configs/sweeps/emnist.py "$@")
-if [[ -n ${POOL:-} ]]; then emnist=(--config=configs/sweeps/emnist.py:pool "$@" "--override=dataset.data_dir=$POOL"); fi
-
-sweep() {
-  local code=0 left=$((minutes - (SECONDS - started) / 60))
-  python -m emnist_jax.sweep "$@" --results=results --minutes="$left" || code=$?
-  if ((code)); then ended=$code; fi
-  ((code == 0 || code == 2))
-}
-
-ended=0
-if sweep --config=configs/sweeps/mnist.py "$@"; then sweep "${emnist[@]}" || true; fi
+if ((jobs > 1)); then export XLA_PYTHON_CLIENT_MEM_FRACTION=.$(printf %02d $((90 / jobs))); fi
+trap 'kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT
+for ((job = 0; job < jobs; job++)); do
+  python -m emnist_jax.sweep --config="configs/sweeps/all.py:${EMNIST:-balanced}" --results=results --workdir=runs/all \
+    --minutes="$minutes" --shard="$job/$jobs" "$@" &
+  children+=($!)
+done
+for child in "${children[@]}"; do
+  while true; do
+    code=0
+    wait "$child" || code=$?
+    kill -0 "$child" 2>/dev/null || break # a signal ends the waiting, not the child
+  done
+  if ((code > ended)); then ended=$code; fi
+done
 python -m emnist_jax.results
 exit "$ended"

@@ -41,7 +41,7 @@ PAGES = "".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("do
 BLOCKS = "".join(re.findall(r"^```sh\n(.*?)^```", PAGES, re.M | re.S)).replace("\\\n", " ")
 WORDS = [shlex.split(line, comments=True) for line in re.split(r"\n|&&", BLOCKS)]
 COMMANDS = sorted({shlex.join(words) for words in WORDS if words})
-PROGRAM = re.compile(r"(?:sbatch (?:--\S+ )*|[A-Z]+=\S+ )?(?:launch/\w+\.sh|python -m emnist_jax\.(\w+)) ?(.*)")
+PROGRAM = re.compile(r"(?:sbatch (?:--\S+ )*|(?:[A-Z_]+=\S+ )+)?(?:launch/\w+\.sh|python -m emnist_jax\.(\w+)) ?(.*)")
 OURS = [match for match in map(PROGRAM.match, COMMANDS) if match and match[1] in (None, "main")]
 OURS = [match for match in OURS if not re.search(r"(transfer|sweep|all_results|benchmark_gpu)\.sh", match[0])]
 TRAININGS = {" ".join(word for word in match[2].split() if not LEFT_OUT.match(word)) for match in OURS}
@@ -72,7 +72,7 @@ def check(command: str, config: pytest.Config) -> None:
         if "transfer.sh" in command:  # test_transfer.py runs it
             arguments = ["--config=configs/densenet.py", *arguments[2:]]
         if "all_results.sh" in command:  # test_sweep.py runs it
-            program, arguments = "sweep", ["--config=configs/sweeps/mnist.py", *arguments[1:]]
+            program, arguments = "sweep", ["--config=configs/sweeps/all.py", *arguments[1:]]
         values = parse(program, arguments)
         if program in ("main", "summary") and values.config:  # test_sweep.py builds all rows
             validate(values.config)

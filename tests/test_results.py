@@ -25,6 +25,7 @@ def result_of(seed: int, top1: float) -> dict:
         "config": config,
         "seed": seed,
         "test": {"top1": top1},
+        "validation": None,
         "history": [*[{"train": {"top1": top1}, "seconds": 2.0}] * 6, {"train": {"top1": top1}, "seconds": 900.0}],
         "dataset_sha256": "ab",
         "synthetic": False,
@@ -35,10 +36,11 @@ def result_of(seed: int, top1: float) -> dict:
 
 
 def test_the_repository_holds_what_its_tables_say():
-    rows = {name: results.sweep_rows(f"{ROOT}/{sweep}") for name, sweep in results.SWEEPS.items()}
+    sweeps = {name: results.read_sweep(f"{ROOT}/{sweep}") for name, sweep in results.SWEEPS.items()}
     found = tables.read(ROOT / "results")
-    results.check_results([each for of_sweep in rows.values() for each in of_sweep], found)
-    tables_by_mark = results.marked_tables(rows, found, ROOT / "results/speed")
+    results.check_results([each for sweep in sweeps.values() for each in sweep.rows], found)
+    results.check_figures((ROOT / "README.md").read_text(), found)
+    tables_by_mark = results.marked_tables(sweeps, found, ROOT / "results/speed")
     for page in results.PAGES:
         text = (ROOT / page).read_text()
         assert results.with_tables(text, tables_by_mark) == text, f"{page}: run `python -m emnist_jax.results`"
@@ -107,14 +109,52 @@ def test_tables_say_mean_deviation_and_what_is_missing():
     other = row("configs/mnist_gap.py:v4", remark="(a remark)")
     found = {"mnist_gap_v5": [result_of(0, 0.99), result_of(1, 0.98)]}
     table = tables.markdown([ROW, other], found, with_bar=True)
-    assert "| `mnist_gap_v5` | 5,893 | 99.44 | 98.50 ± 0.71 | 2 of 2 | last | – | 2 | 1 x GPU, 0123456789ab |" in table
-    assert "| – (a remark) | not yet run: `python -m emnist_jax.main --config=configs/mnist_gap.py:v4` |" in table
+    assert (
+        "| `mnist_gap_v5` | 5,893 | 99.44 | – | 98.50 ± 0.71 | 2 of 2 | last | – | 2 | 1 x GPU, 0123456789ab |" in table
+    )
+    command = "`python -m emnist_jax.main --config=configs/mnist_gap.py:v4`"
+    assert f"| – (a remark) |  | not yet run | 0 of 1 |  |  |  | {command} |" in table
+    found["mnist_gap_v5"][0]["validation"] = found["mnist_gap_v5"][1]["validation"] = {"top1": 0.97}
+    assert "| 97.00 ± 0.00 | 98.50 ± 0.71 | 2 of 2 |" in tables.markdown([ROW], found)
+    assert "| 97.00 ± 0.00 | 2 of 2 |" in tables.markdown([ROW], found, "validation")
     page = "a\n<!-- mnist: python -m emnist_jax.results -->\nold\n<!-- end of mnist -->\nb\n"
     assert results.with_tables(page, {"mnist": "new"}) == page.replace("old", "new")
     with pytest.raises(UserError, match="no '<!-- end of mnist -->'"):
         results.with_tables(page.replace("end of", "end"), {"mnist": "new"})
     headlines = tables.headlines([other, ROW], found, 5).split("\n")
     assert headlines[2:] == ["| `mnist_gap.py:v5` | 5,893 | 2 | 98.50 ± 0.71 | 99.44 |"]
+
+
+@pytest.mark.parametrize(
+    ("leaked", "said"),
+    [((False, False), ""), ((False, True), " (leaked)"), ((False, None), " (leaked or not: not known)")],
+)
+def test_tables_say_what_leaked(leaked, said):
+    found = {"mnist_gap_v5": [result_of(seed, 0.99) | {"leaked": leaked[seed]} for seed in (0, 1)]}
+    assert f"| 99.00 ± 0.00{said} | 2 of 2 |" in tables.markdown([ROW], found)
+    assert f"| 99.00 ± 0.00{said} | 99.44 |" in tables.headlines([ROW], found, 1)
+
+
+def test_a_pretraining_is_part_of_what_a_name_says():
+    transfer = row("configs/mnist_gap.py:v5", pretraining="configs/mnist_gap.py:v4")
+    assert tables.command_of(transfer) == (
+        "python -m emnist_jax.main --config=configs/mnist_gap.py:v4 && "
+        "python -m emnist_jax.main --config=configs/mnist_gap.py:v5 --config.init_from=runs/mnist_gap_v4"
+    )
+    result = result_of(0, 0.99)
+    with pytest.raises(UserError, match="with init_from=None, but its row has pretrained_seed0"):
+        results.check_results([transfer], {"mnist_gap_v5": [result]})
+    result["config"]["init_from"] = "elsewhere/pretrained_seed0"
+    results.check_results([transfer], {"mnist_gap_v5": [result]})
+    with pytest.raises(UserError, match="with init_from=pretrained_seed0, but its row has None"):
+        results.check_results([ROW], {"mnist_gap_v5": [result]})
+
+
+def test_an_accuracy_in_the_readme_needs_a_result():
+    found = {"mnist_gap_v5": [result_of(0, 0.99), result_of(1, 0.98)]}
+    results.check_figures("It reads 98.50 % of them; `test top-1 12.34 %` is code.", found)
+    with pytest.raises(UserError, match="says 98.51 %"):
+        results.check_figures("It reads 98.51 % of them.", found)
 
 
 def test_the_plot_shows_errors_against_parameters_and_minutes(monkeypatch, tmp_path):

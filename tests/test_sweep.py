@@ -14,6 +14,7 @@ from emnist_jax import command_line, sweep
 from emnist_jax.config import row, validate
 from emnist_jax.errors import UserError
 from emnist_jax.reporting import tables
+from emnist_jax.results import STUDY, read_sweep
 from emnist_jax.training import loop
 from processes import XLA_FLAGS
 from shared import make_config
@@ -71,13 +72,46 @@ def test_a_sweep_killed_in_a_row_goes_on_and_runs_the_rest(tmp_path):
     results = [json.loads((tmp_path / "results/squeeze" / f"seed{seed}.json").read_text()) for seed in (0, 1)]
     assert [result["config"]["seed"] for result in results] == [0, 1]
     assert results[0]["history"][-1]["train"] != results[1]["history"][-1]["train"]
-    assert re.search(r"\| `squeeze` \| 6,022 \| 99.43 \| [\d.]+ ± [\d.]+ \| 2 of 2 \|", stdout)
-    assert re.search(r"\| `unknown` \|  \| – \| failed: seed 0: UserError: unknown version 'v9'", stdout)
+    assert re.search(r"\| `squeeze` \| 6,022 \| 99.43 \| [\d.]+ ± [\d.]+ \| [\d.]+ ± [\d.]+ \| 2 of 2 \|", stdout)
+    assert re.search(r"\| `unknown` \|  \| – \|  \| failed: seed 0: UserError: unknown version 'v9'", stdout)
     assert (tmp_path / "runs/sweep.png").stat().st_size > 1000
 
     code, stdout, _ = finish(start(tmp_path, f"--results={tmp_path / 'results'}", f"--workdir={tmp_path / 'other'}"))
     assert code == 2 and re.findall(r"\[\d/4\] (\w+)", stdout) == ["unknown"]
-    assert re.search(r"\| `squeeze` \| 6,022 \| 99.43 \| [\d.]+ ± [\d.]+ \| 2 of 2 \|", stdout)
+    assert re.search(r"\| `squeeze` \| 6,022 \| 99.43 \| [\d.]+ ± [\d.]+ \| [\d.]+ ± [\d.]+ \| 2 of 2 \|", stdout)
+
+
+TRANSFER = """
+from emnist_jax.config import row, sweep
+
+def get_config():
+    return sweep(row("FOLDER/tiny_half.py:digits", 2, pretraining="FOLDER/tiny_half.py:mnist", name="transfer"))
+"""
+HALF = """
+from emnist_jax.config import base
+
+def get_config(name):
+    config = base()
+    config.dataset.name, config.dataset.train_per_class, config.dataset.test_per_class = f"synthetic/{name}", 20, 5
+    config.model.name, config.training.batch_size, config.training.steps = "mnist_squeeze_10", 16, 1
+    config.transfer.target = "synthetic/digits" if name == "mnist" else None
+    return config
+"""
+
+
+def test_a_row_with_a_pretraining_starts_from_its_weights(tmp_path):
+    (tmp_path / "tiny_half.py").write_text(HALF)
+    code, stdout, stderr = finish(start(tmp_path, sweep=TRANSFER.replace("FOLDER", str(tmp_path))))
+    assert code == 0, stderr
+    for seed in (0, 1):
+        before, after = (
+            json.loads((tmp_path / "runs/transfer" / f"{half}seed{seed}/result.json").read_text())
+            for half in ("pretrained_", "")
+        )
+        assert (before["dataset"], after["dataset"]) == ("synthetic/mnist", "synthetic/digits")
+        assert before["seed"] == after["seed"] == seed and after["leaked"] is False
+        assert after["config"]["init_from"] == str(tmp_path / "runs/transfer" / f"pretrained_seed{seed}")
+    assert "| 2 of 2 |" in stdout
 
 
 @pytest.mark.slow
@@ -102,35 +136,41 @@ def test_the_seeds_of_a_row_share_the_compiled_programs(tmp_path, monkeypatch, b
     assert shared["history"][-1]["train"] == alone["history"][-1]["train"]
 
 
-# As python: notes its flags and ends with the next code of CODES.
+# As python: notes its flags and ends with the code that CODES has for its shard, when it has waited for SECONDS.
 PYTHON = """#!/usr/bin/env bash
+trap 'kill %1; exit 75' TERM
 echo "$@" >>"$0.calls"
+if [[ $* == *results ]]; then exit "$TABLES"; fi
+sleep "$SECONDS_TO_RUN" &
+wait
 read -ra codes <<<"$CODES"
-exit "${codes[$(wc -l <"$0.calls") - 1]}"
+[[ $* =~ shard=([0-9]) ]]
+exit "${codes[${BASH_REMATCH[1]}]}"
 """
 
 
 @pytest.mark.parametrize(
-    ("codes", "called", "expected"),
-    [
-        ("0 0 0", ["mnist.py", "emnist.py:pool", "results"], 0),
-        ("2 0 0", ["mnist.py", "emnist.py:pool", "results"], 2),
-        ("0 75 0", ["mnist.py", "emnist.py:pool", "results"], 75),
-        ("75 0", ["mnist.py", "results"], 75),
-        ("0 0 2", ["mnist.py", "emnist.py:pool", "results"], 2),
-    ],
+    ("codes", "tables", "stop", "expected"),
+    [("0", 0, False, 0), ("2", 0, False, 2), ("0 75 2", 0, False, 75), ("0", 2, False, 2), ("0 0", 0, True, 75)],
 )
-def test_the_script_for_all_results_writes_the_tables_whatever_ends_a_sweep(tmp_path, codes, called, expected):
+def test_the_script_for_all_results_writes_the_tables_whatever_ends_a_sweep(tmp_path, codes, tables, stop, expected):
     (tmp_path / "python").write_text(PYTHON)
     (tmp_path / "python").chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CODES": codes, "POOL": "a pool"}
+    jobs = len(codes.split())
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CODES": codes, "TABLES": str(tables)}
+    environment |= {"EMNIST": "pool", "JOBS": str(jobs), "SECONDS_TO_RUN": "60" if stop else "0"}
     command = [ROOT / "launch/all_results.sh", "30", "--override=dataset.data_dir=a"]
-    assert subprocess.run(command, env=environment).returncode == expected
-    calls = (tmp_path / "python.calls").read_text().splitlines()
-    assert [re.search(r"(emnist.py:pool|mnist.py|results)( |$)", call)[1] for call in calls] == called
-    assert all("--results=results --minutes=30" in call for call in calls[:-1])
-    if len(calls) == 3:
-        assert calls[1].index("data_dir=a ") < calls[1].index("data_dir=a pool")  # the last one holds
+    process, calls = subprocess.Popen(command, env=environment), tmp_path / "python.calls"
+    while stop and (not calls.exists() or calls.read_text().count("\n") < jobs):
+        time.sleep(0.01)
+    if stop:
+        process.terminate()
+    assert process.wait(timeout=30) == expected
+    *sweeps, last = calls.read_text().splitlines()
+    assert last == "-m emnist_jax.results"
+    assert sorted(re.search(r"--shard=(\d/\d)", call)[1] for call in sweeps) == [f"{i}/{jobs}" for i in range(jobs)]
+    assert all("all.py:pool --results=results" in call and "--minutes=30" in call for call in sweeps)
+    assert all(call.endswith("--override=dataset.data_dir=a") for call in sweeps)
 
 
 @pytest.mark.parametrize("shard", ["", "1", "2/2", "-1/2", "0/0", "a/b"])
@@ -140,16 +180,18 @@ def test_a_wrong_shard_is_refused(shard):
 
 
 def test_every_row_of_every_sweep_is_valid_and_no_run_is_named_twice():
-    study = ("rates_2048", "rates_1024", "activation", "dropout", "augmentation", "layers")
-    variants = {"study": [f":{variant}" for variant in study], "emnist": ["", ":pool"]}
+    variants = {"study": [f":{variant}" for variant in STUDY], "emnist": ["", ":pool"], "all": ["", ":pool"]}
     files = [f"{path}{x}" for path in (ROOT / "configs/sweeps").glob("*.py") for x in variants.get(path.stem, [""])]
+    experiments = {}
     for path in files:
-        values = command_line.flags.FlagValues()
-        command_line.parse(["sweep", f"--config={path}"], config="sweep", flag_values=values)
-        runs = [(each["name"], seed) for each in values.config.rows for seed in each["seeds"]]
+        rows = read_sweep(path).rows
+        runs = [(each["name"], seed) for each in rows for seed in each["seeds"]]
         assert len(set(runs)) == len(runs), path
-        for each in values.config.rows:
-            validate(sweep.experiment_of(each, 3, []))
+        for each in rows:
+            experiment = sweep.experiment_of(each, 3, [])
+            validate(experiment)
+            # A row may stand in several tables: its name says what it is.
+            assert experiments.setdefault(each["name"], experiment.to_dict()) == experiment.to_dict(), each["name"]
 
 
 def test_names_of_rows():

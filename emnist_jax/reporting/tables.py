@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from emnist_jax.config import experiment_name
 from emnist_jax.errors import UserError
 from emnist_jax.reporting.terminal import standard_error
 
@@ -56,8 +57,18 @@ def epochs_at_bar(results: list[dict]) -> str:
 
 def command_of(row: dict) -> str:
     """Returns the command that runs a row's first seed."""
-    overrides = (f" --config.{key}={value}" for key, value in row["overrides"].items())
-    return f"python -m emnist_jax.main --config={row['config']}{''.join(overrides)}"
+    overrides = "".join(f" --config.{key}={value}" for key, value in row["overrides"].items())
+    command = f"python -m emnist_jax.main --config={row['config']}{overrides}"
+    if first_half := row["pretraining"]:
+        pretrained = f"runs/{experiment_name(first_half)}"
+        command = f"python -m emnist_jax.main --config={first_half} && {command} --config.init_from={pretrained}"
+    return command
+
+
+def of_leak(results: list[dict]) -> str:
+    """Returns what is to be said beside an accuracy if training saw images of the test split, or nobody knows."""
+    leaked = {result.get("leaked", False) for result in results}
+    return " (leaked)" if True in leaked else " (leaked or not: not known)" if None in leaked else ""
 
 
 def markdown(
@@ -72,12 +83,13 @@ def markdown(
     Args:
       rows: Of the sweep.
       results: What has been run.
-      split: Whose accuracies are shown.
+      split: "test", or "validation": then no test accuracy is shown.
       failures: What has failed, by the row's name.
       with_bar: Whether there is a column of `epochs_at_bar`.
     """
-    columns = ["run", "parameters", "reported, %", f"{split} top-1, %", "seeds", "epoch"]
-    columns += [*["of the last 5 at 99.4 %"] * with_bar, "s an epoch", "device, commit"]
+    splits = ["validation", *["test"] * (split == "test")]
+    columns = ["run", "parameters", "reported, %", *(f"{each} top-1, %" for each in splits), "seeds", "epoch"]
+    columns += [*["of the last 5 at 99.4 %"] * with_bar, "s an epoch", "device, commit, or command"]
     lines = [columns, ["---"] * len(columns)]
     seeds = {}
     for row in rows:
@@ -86,14 +98,17 @@ def markdown(
         name, found, asked = f"`{row['name']}`", results.get(row["name"]), len(seeds[row["name"]])
         reported = " ".join(filter(None, (_percent(row["reported"]), row["remark"])))
         if not found:
-            state = f"not yet run: `{command_of(row)}`"
+            state = "not yet run"
             if row["name"] in (failures or {}):
                 state = f"failed: {failures[row['name']][0]}"
-            line = [name, "", reported, state, f"0 of {asked}"]
-            lines.append(line + [""] * (len(columns) - len(line)))
+            line = [name, "", reported, *[""] * (len(splits) - 1), state, f"0 of {asked}"]
+            lines.append([*line, *[""] * (len(columns) - len(line) - 1), f"`{command_of(row)}`"])
             continue
         line = [name, f"{found[0]['trainable_parameters']:,}", reported]
-        line.append(mean_and_deviation([result[split]["top1"] for result in found]))
+        for each in splits:
+            known = all(result[each] for result in found)
+            line.append(mean_and_deviation([result[each]["top1"] for result in found]) if known else "–")
+        line[-1] += of_leak(found)
         line.append(f"{len(found)} of {asked}")
         line.append("best by validation" if found[0]["config"]["training"]["select"] == "best" else "last")
         line += [epochs_at_bar(found)] * with_bar
@@ -114,7 +129,7 @@ def headlines(rows: list[dict], results: dict[str, list[dict]], count: int) -> s
     with_results = {row["name"]: row for row in rows if row["name"] in results}
     for name, row in list(with_results.items())[:count]:
         found = results[name]
-        test = mean_and_deviation([result["test"]["top1"] for result in found])
+        test = mean_and_deviation([result["test"]["top1"] for result in found]) + of_leak(found)
         config = row["config"].removeprefix("configs/")
         parameters, reported = found[0]["trainable_parameters"], _percent(row["reported"])
         lines.append(f"| `{config}` | {parameters:,} | {len(found)} | {test} | {reported} |")
@@ -154,7 +169,7 @@ def plot(
                 by_size.plot(parameters, ends[1], marker="o", color=color, fillstyle="none")
             for axes, x in ((by_size, parameters), (by_time, minutes)):
                 axes.errorbar(x, error, spread, marker="o", elinewidth=0.8, color=color, label=label)
-                which = row["name"].removeprefix(config).strip("_").replace("_", " ")
+                which = row["name"].removeprefix(config).strip("_").replace("_", " ") + of_leak(found)
                 axes.annotate(which, (x, error), fontsize=8, xytext=(5, 3), textcoords="offset points")
     by_size.set(xscale="log", yscale="log", xlabel="trainable parameters", ylabel="test error, %")
     by_time.set(xscale="log", xlabel="training time, minutes (median epoch x epochs), on the devices of the table")

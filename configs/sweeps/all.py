@@ -1,0 +1,20 @@
+"""Every row of the results, for one GPU: the first seed of all rows, then the second, and so on.
+
+    launch/all_results.sh MINUTES
+    python -m emnist_jax.sweep --config=configs/sweeps/all.py:pool --results=results --override=dataset.data_dir=FOLDER
+
+`:pool` trains on the EMNIST pool instead of EMNIST Balanced, and leaves out the transfers.
+"""
+
+from pathlib import Path
+
+from emnist_jax.config import sweep
+from emnist_jax.results import read_sweep
+
+
+def get_config(variant: str = "balanced"):
+    sweeps = ["mnist.py", f"emnist.py:{variant}", *["study.py:transfer"] * (variant == "balanced")]
+    rows = [row for name in sweeps for row in read_sweep(str(Path(__file__).parent / name)).rows]
+    runs = [{**row, "seeds": (seed,)} for row in rows for seed in row["seeds"]]
+    # The last of mnist.py are long.
+    return sweep(*sorted(runs, key=lambda run: (run["seeds"], run["name"] in ("mnist_cnn_epochs_60", "mnist_best"))))
