@@ -1,6 +1,6 @@
-"""Measures what it is worth if test images are in the pretraining: LeNet-5 on the EMNIST pool, each image both ways.
+"""Measures what it is worth if test images are in the pretraining: on the EMNIST pool, each image both ways.
 
-    python launch/leak.py --pool=FOLDER [--workdir=runs/leak] [--seeds=3] [--epochs=5]
+    python launch/leak.py --pool=FOLDER [--model=lenet5] [--workdir=runs/leak_MODEL] [--seeds=3] [--epochs=5]
 
 The pool's test images are split into two halves, 200 of each class. For each seed, two networks are pretrained on the
 pool's training images, the one together with the first half, the other with the second. Both are fine-tuned on the same
@@ -22,7 +22,10 @@ from emnist_jax.config import base
 from emnist_jax.errors import UserError
 
 _POOL = flags.DEFINE_string("pool", None, "Folder of the pool's files")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/leak", "Takes the images, the runs and leak.json", allow_override=True)
+_MODEL = flags.DEFINE_string("model", "lenet5", "Network", allow_override=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Takes the images, the runs and leak.json; default: runs/leak_MODEL", allow_override=True
+)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Number of seeds, from 0 on", lower_bound=1)
 _EPOCHS = flags.DEFINE_float("epochs", 5, "Of the pretraining, and of the fine-tuning")
 _PER_CLASS = 517  # training images of the pool's rarest class
@@ -36,7 +39,7 @@ def main() -> None:
     hosts.check_devices()
     if not _POOL.value:
         raise UserError("pass --pool=FOLDER_OF_ITS_FILES")
-    config, workdir = base().dataset, Path(_WORKDIR.value)
+    config, workdir = base().dataset, Path(_WORKDIR.value or f"runs/leak_{_MODEL.value}")
     config.name, config.data_dir, config.validation_examples = "emnist_pool", _POOL.value, 0
     pool = datasets.load(config)
     half = _halves(pool.test.labels)
@@ -56,7 +59,7 @@ def main() -> None:
                 before = run
     record = {
         "what": "right answers on the half of the test images that pretraining had, and on the other, by network",
-        "network": "lenet5",
+        "network": _MODEL.value,
         "epochs": _EPOCHS.value,
         "seeds": _SEEDS.value,
         "images": len(half),
@@ -119,7 +122,7 @@ def _config(seed: int, dataset: str, folder: Path, init_from: Path | None):
     config.seed = seed
     config.init_from = str(init_from) if init_from else None
     config.dataset.name, config.dataset.data_dir, config.dataset.validation_examples = dataset, str(folder), 0
-    config.model.name = "lenet5"
+    config.model.name = _MODEL.value
     config.optimizer.name, config.optimizer.learning_rate, config.optimizer.epsilon = "adam", 0.001, 1e-7
     config.training.batch_size, config.training.epochs, config.training.select = 512, _EPOCHS.value, "last"
     return config
