@@ -1,5 +1,6 @@
 """Identical images, planted within and between splits: each is counted, and nothing else is."""
 
+import gzip
 import json
 import re
 
@@ -207,6 +208,28 @@ def test_a_wrong_command_ends_with_one_line_and_code_2(arguments, message):
     done = run("audit", *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
+
+
+@needs_real_data
+def test_images_of_balanced_are_found_in_bymerge(tmp_path):
+    """The pool says in which official files each of its images was seen: the audit finds the same in such files."""
+    folder, arrays = REAL_DATA / "emnist-pool", []
+    for kind, offset in (("images-idx3", 16), ("labels-idx1", 8), ("provenance-idx1", 8)):
+        parts = [gzip.decompress((folder / f"emnist-pool-{s}-{kind}-ubyte.gz").read_bytes()) for s in ("train", "test")]
+        arrays.append(np.concatenate([np.frombuffer(part, np.uint8, offset=offset) for part in parts]))
+    images, labels, seen_in = arrays[0].reshape(-1, 28, 28), *arrays[1:]
+    names = {"balanced-train": 1, "balanced-test": 2, "bymerge-test": 4, "bymerge-train": 16}
+    for name, flag in names.items():
+        rows = (seen_in & flag) > 0
+        (tmp_path / f"emnist-{name}-images-idx3-ubyte").write_bytes(idx_bytes(images[rows]))
+        (tmp_path / f"emnist-{name}-labels-idx1-ubyte").write_bytes(idx_bytes(labels[rows]))
+    splits = [f"emnist/{name.replace('-', ':')}" for name in names]
+    counts = audit.audit(audit.read(splits, str(tmp_path), validation_examples=0))
+    shared = {(row.split, row.other): (row.images, row.other_label) for row in counts.between}
+    assert shared["emnist/balanced:train", "emnist/bymerge:test"] == (1300, 0)
+    assert shared["emnist/balanced:train", "emnist/bymerge:train"] == (182, 0)
+    assert shared["emnist/balanced:test", "emnist/bymerge:test"] == (39, 0)
+    assert shared["emnist/balanced:test", "emnist/bymerge:train"] == (5, 0)
 
 
 @needs_real_data
