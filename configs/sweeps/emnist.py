@@ -4,7 +4,7 @@
     python -m emnist_jax.sweep --config=configs/sweeps/emnist.py:pool --override=dataset.data_dir=FOLDER
 
 It wants a GPU. `:pool` trains on the EMNIST pool instead of EMNIST Balanced, and says so in the names of its rows. It
-has two more rows: the final DenseNet and LeNet-5 for 5 epochs of one recipe, 81 and 6 minutes of one CPU core.
+has two more rows: the final DenseNet and LeNet-5 for 5 epochs of one recipe, 81 and 8 minutes of one CPU core.
 `reported` are the study's accuracies on all 18,800 validation images, if it gives them, or else on test images. It does
 not say on how many.
 """
