@@ -89,7 +89,7 @@ def markdown(
     """
     splits = ["validation", *["test"] * (split == "test")]
     columns = ["run", "parameters", "reported, %", *(f"{each} top-1, %" for each in splits), "seeds", "epoch"]
-    columns += [*["of the last 5 at 99.4 %"] * with_bar, "s an epoch", "device, commit, or command"]
+    columns += [*["of the last 5 at 99.4 %"] * with_bar, "minutes", "device, commit, or command"]
     lines = [columns, ["---"] * len(columns)]
     seeds = {}
     for row in rows:
@@ -112,15 +112,16 @@ def markdown(
         line.append(f"{len(found)} of {asked}")
         line.append("best by validation" if found[0]["config"]["training"]["select"] == "best" else "last")
         line += [epochs_at_bar(found)] * with_bar
-        line.append(f"{epoch_seconds(found):.3g}")
+        line.append(f"{training_minutes(found):.2g}")
         line.append("; ".join(sorted({f"{result['device']}, {result['commit']}" for result in found})))
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def epoch_seconds(results: list[dict]) -> float:
-    """Returns the median epoch's seconds: a run may have been suspended for a while, or have shared its cores."""
-    return statistics.median(epoch["seconds"] for result in results for epoch in result["history"])
+def training_minutes(results: list[dict]) -> float:
+    """Returns the median epoch's minutes, times the epochs: a run may have been suspended, or have shared its cores."""
+    seconds = statistics.median(epoch["seconds"] for result in results for epoch in result["history"])
+    return seconds / 60 * statistics.mean(result["epochs"] for result in results)
 
 
 def headlines(rows: list[dict], results: dict[str, list[dict]], count: int) -> str:
@@ -162,12 +163,11 @@ def plot(
             of_one = 100 * standard_error(test["top1"], test["examples"])
             spread = statistics.stdev(errors) if len(errors) > 1 else of_one
             parameters = found[0]["trainable_parameters"]
-            minutes = epoch_seconds(found) * statistics.mean(result["epochs"] for result in found) / 60
             if row["reported"]:
                 ends = [error, 100 - row["reported"]]
                 by_size.plot([parameters] * 2, ends, color=color, linewidth=0.8, linestyle=":")
                 by_size.plot(parameters, ends[1], marker="o", color=color, fillstyle="none")
-            for axes, x in ((by_size, parameters), (by_time, minutes)):
+            for axes, x in ((by_size, parameters), (by_time, training_minutes(found))):
                 axes.errorbar(x, error, spread, marker="o", elinewidth=0.8, color=color, label=label)
                 which = row["name"].removeprefix(config).strip("_").replace("_", " ") + of_leak(found)
                 axes.annotate(which, (x, error), fontsize=8, xytext=(5, 3), textcoords="offset points")
