@@ -119,8 +119,9 @@ def train(row: dict, seed: int, overrides: list[str], folder: Path, programs: di
     experiment = experiment_of(row, seed, overrides)
     if row["pretraining"]:
         pretrained = folder.with_name(f"pretrained_{folder.name}")
-        first_half = experiment_of({"config": row["pretraining"], "overrides": {}}, seed, overrides)
-        loop.train_and_evaluate(first_half, pretrained, programs)
+        if not (folder / "result.json").exists():
+            first_half = experiment_of({"config": row["pretraining"], "overrides": {}}, seed, overrides)
+            loop.train_and_evaluate(first_half, pretrained, programs)
         experiment.init_from = str(pretrained)
     return loop.train_and_evaluate(experiment, folder, programs)
 

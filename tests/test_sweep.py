@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -112,6 +113,11 @@ def test_a_row_with_a_pretraining_starts_from_its_weights(tmp_path):
         assert before["seed"] == after["seed"] == seed and after["leaked"] is False
         assert after["config"]["init_from"] == str(tmp_path / "runs/transfer" / f"pretrained_seed{seed}")
     assert "| 2 of 2 |" in stdout
+
+    shutil.rmtree(tmp_path / "runs/transfer/pretrained_seed0")
+    code, again, stderr = finish(start(tmp_path, sweep=TRANSFER.replace("FOLDER", str(tmp_path))))
+    assert code == 0 and again[again.index("|") :] == stdout[stdout.index("|") :], stderr
+    assert not (tmp_path / "runs/transfer/pretrained_seed0").exists()
 
 
 @pytest.mark.slow
