@@ -118,9 +118,9 @@ def check_results(rows: list[dict], results: dict[str, list[dict]]) -> None:
             where = f"results/{name}/seed{result['seed']}.json"
             wanted = flatten(experiment_of(known[name], result["seed"], []).to_dict())
             found = flatten(base().to_dict()) | flatten(result["config"])  # a newer key had its default
-            # The folder of a pretraining may lie anywhere.
-            found["init_from"] = found["init_from"] and Path(found["init_from"]).name
-            wanted["init_from"] = f"pretrained_seed{result['seed']}" if known[name]["pretraining"] else None
+            # The workdir of a sweep may lie anywhere.
+            found["init_from"] = found["init_from"] and "/".join(Path(found["init_from"]).parts[-2:])
+            wanted["init_from"] = f"{name}/pretrained_seed{result['seed']}" if known[name]["pretraining"] else None
             differing = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
             if differing:
                 key = differing[0]

@@ -65,7 +65,8 @@ def main(sweep) -> None:
         else:
             if copy:
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(folder / "result.json", copy)
+                part = shutil.copyfile(folder / "result.json", copy.with_suffix(".part"))
+                part.replace(copy)  # other shards read the folder
             if not finished_before:
                 top1 = 100 * result[sweep.split]["top1"]
                 print(f"    {sweep.split} top-1 {top1:.2f} %, {result['train_seconds']:.0f} s", flush=True)

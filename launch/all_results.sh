@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Makes the rows of the tables on one GPU, one number for every network first; the next call goes on:
+# Makes the rows of the tables on one GPU, the first or that of CUDA_VISIBLE_DEVICES; the next call goes on:
 #   launch/all_results.sh MINUTES [--override=dataset.data_dir=FOLDER ...]
 # EMNIST=pool trains on the EMNIST pool instead of EMNIST Balanced. JOBS=N runs N rows on the GPU at once.
 # Exit code 75: the minutes are over, or it was stopped. 2: a row has failed, as its table says, and the others are made.
 set -euo pipefail
 minutes=${1:?minutes} jobs=${JOBS:-1} ended=0 children=()
 shift
+gpus=${CUDA_VISIBLE_DEVICES:-0}
+export CUDA_VISIBLE_DEVICES=${gpus%%,*}
 if ((jobs > 1)); then export XLA_PYTHON_CLIENT_MEM_FRACTION=.$(printf %02d $((90 / jobs))); fi
 trap 'kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT
 for ((job = 0; job < jobs; job++)); do

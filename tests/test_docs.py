@@ -63,7 +63,7 @@ def parse(program: str, arguments: list[str]) -> flags.FlagValues:
 def check(command: str, config: pytest.Config) -> None:
     """Raises an error unless a rule covers the command and its program takes it, in a folder that holds `my_set`."""
     words = shlex.split(command)
-    assert all((ROOT / word).exists() for word in words if word.startswith(("launch/", "tests/")))
+    assert all((ROOT / word).exists() for word in words if word.startswith(("launch/", "tests/", "results/")))
     if match := PROGRAM.match(command):
         program, arguments = match[1] or ("sweep" if "sweep.sh" in command else "main"), shlex.split(match[2])
         assert program in command_line.COMMANDS, f"no rule for {command}"

@@ -308,7 +308,7 @@ def test_what_makes_a_comparison_doubtful_is_said(tmp_path, changed):
 
 
 def test_the_results_of_the_repository_can_be_compared():
-    paths = sorted(str(path) for path in (ROOT / "results/mnist_onecycle_rate").glob("*.json"))
+    paths = sorted(str(path) for path in (ROOT / "results").glob("mnist_onecycle_rate_*/*.json"))
     runs = comparison_report.read(paths, "test")
     assert len(runs) == len(paths) > 1
     assert comparison_report.differences(runs).keys() == {"optimizer.learning_rate", "seed"}

@@ -144,11 +144,16 @@ def test_a_pretraining_is_part_of_what_a_name_says():
         "python -m emnist_jax.main --config=configs/mnist_gap.py:v5 --config.init_from=runs/mnist_gap_v4"
     )
     result = result_of(0, 0.99)
-    with pytest.raises(UserError, match="with init_from=None, but its row has pretrained_seed0"):
+    with pytest.raises(UserError, match="with init_from=None, but its row has mnist_gap_v5/pretrained_seed0"):
         results.check_results([transfer], {"mnist_gap_v5": [result]})
-    result["config"]["init_from"] = "elsewhere/pretrained_seed0"
+    result["config"]["init_from"] = "another_row/pretrained_seed0"
+    with pytest.raises(
+        UserError, match="with init_from=another_row/pretrained_seed0, but its row has mnist_gap_v5/pre"
+    ):
+        results.check_results([transfer], {"mnist_gap_v5": [result]})
+    result["config"]["init_from"] = "elsewhere/mnist_gap_v5/pretrained_seed0"
     results.check_results([transfer], {"mnist_gap_v5": [result]})
-    with pytest.raises(UserError, match="with init_from=pretrained_seed0, but its row has None"):
+    with pytest.raises(UserError, match="with init_from=mnist_gap_v5/pretrained_seed0, but its row has None"):
         results.check_results([ROW], {"mnist_gap_v5": [result]})
 
 

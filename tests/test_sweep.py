@@ -142,10 +142,10 @@ def test_the_seeds_of_a_row_share_the_compiled_programs(tmp_path, monkeypatch, b
     assert shared["history"][-1]["train"] == alone["history"][-1]["train"]
 
 
-# As python: notes its flags and ends with the code that CODES has for its shard, when it has waited for SECONDS.
+# As python: notes its flags and ends with the code that CODES has for its shard, after SECONDS_TO_RUN.
 PYTHON = """#!/usr/bin/env bash
 trap 'kill %1; exit 75' TERM
-echo "$@" >>"$0.calls"
+echo "GPU $CUDA_VISIBLE_DEVICES, memory ${XLA_PYTHON_CLIENT_MEM_FRACTION:-all} $@" >>"$0.calls"
 if [[ $* == *results ]]; then exit "$TABLES"; fi
 sleep "$SECONDS_TO_RUN" &
 wait
@@ -164,7 +164,12 @@ def test_the_script_for_all_results_writes_the_tables_whatever_ends_a_sweep(tmp_
     (tmp_path / "python").chmod(0o755)
     jobs = len(codes.split())
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CODES": codes, "TABLES": str(tables)}
-    environment |= {"EMNIST": "pool", "JOBS": str(jobs), "SECONDS_TO_RUN": "60" if stop else "0"}
+    environment |= {
+        "EMNIST": "pool",
+        "JOBS": str(jobs),
+        "CUDA_VISIBLE_DEVICES": "2,3",
+        "SECONDS_TO_RUN": "60" if stop else "0",
+    }
     command = [ROOT / "launch/all_results.sh", "30", "--override=dataset.data_dir=a"]
     process, calls = subprocess.Popen(command, env=environment), tmp_path / "python.calls"
     while stop and (not calls.exists() or calls.read_text().count("\n") < jobs):
@@ -173,7 +178,8 @@ def test_the_script_for_all_results_writes_the_tables_whatever_ends_a_sweep(tmp_
         process.terminate()
     assert process.wait(timeout=30) == expected
     *sweeps, last = calls.read_text().splitlines()
-    assert last == "-m emnist_jax.results"
+    assert last.endswith(" -m emnist_jax.results")
+    assert all(call.startswith(f"GPU 2, memory {({1: 'all', 2: '.45', 3: '.30'})[jobs]} ") for call in sweeps)
     assert sorted(re.search(r"--shard=(\d/\d)", call)[1] for call in sweeps) == [f"{i}/{jobs}" for i in range(jobs)]
     assert all("all.py:pool --results=results" in call and "--minutes=30" in call for call in sweeps)
     assert all(call.endswith("--override=dataset.data_dir=a") for call in sweeps)
@@ -198,6 +204,15 @@ def test_every_row_of_every_sweep_is_valid_and_no_run_is_named_twice():
             validate(experiment)
             # A row may stand in several tables: its name says what it is.
             assert experiments.setdefault(each["name"], experiment.to_dict()) == experiment.to_dict(), each["name"]
+
+
+def test_all_rows_begin_with_a_number_for_every_network():
+    rows = read_sweep(str(ROOT / "configs/sweeps/all.py")).rows
+    parts = ("mnist.py", "emnist.py", "study.py:transfer")
+    names = {each["name"] for part in parts for each in read_sweep(str(ROOT / "configs/sweeps" / part)).rows}
+    first = [each["name"] for each in rows[: len(names)]]
+    assert set(first) == names and all(each["seeds"] == (0,) for each in rows[: len(names)])
+    assert first[-2:] == ["mnist_cnn_epochs_60", "mnist_best"]
 
 
 def test_names_of_rows():

@@ -1,4 +1,4 @@
-"""Every row of the results, for one GPU: the first seed of all rows, then the second, and so on.
+"""The rows of MNIST, EMNIST and the transfers, for one GPU: the first seed of all rows, then the second, and so on.
 
     launch/all_results.sh MINUTES
     python -m emnist_jax.sweep --config=configs/sweeps/all.py:pool --results=results --override=dataset.data_dir=FOLDER

@@ -107,8 +107,9 @@ def markdown(
         line = [name, f"{found[0]['trainable_parameters']:,}", reported]
         for each in splits:
             known = all(result[each] for result in found)
-            line.append(mean_and_deviation([result[each]["top1"] for result in found]) if known else "–")
-        line[-1] += of_leak(found)
+            line.append(
+                mean_and_deviation([result[each]["top1"] for result in found]) + of_leak(found) if known else "–"
+            )
         line.append(f"{len(found)} of {asked}")
         line.append("best by validation" if found[0]["config"]["training"]["select"] == "best" else "last")
         line += [epochs_at_bar(found)] * with_bar
@@ -163,7 +164,7 @@ def plot(
             of_one = 100 * standard_error(test["top1"], test["examples"])
             spread = statistics.stdev(errors) if len(errors) > 1 else of_one
             parameters = found[0]["trainable_parameters"]
-            if row["reported"]:
+            if row["reported"] and "validation" not in row["remark"]:
                 ends = [error, 100 - row["reported"]]
                 by_size.plot([parameters] * 2, ends, color=color, linewidth=0.8, linestyle=":")
                 by_size.plot(parameters, ends[1], marker="o", color=color, fillstyle="none")
