@@ -34,7 +34,7 @@ ONE_STEP = [
         *CONFIGS,
         *(f"candidates.py:{network}{recipe}" for network in CANDIDATES for recipe in ("", ",fixed")),
         *(f"densenet.py:{layers}" for layers in module("densenet.py").LAYERS),
-        *(f"densenet.py:{variant}" for variant in ("dropout_4", "aug_5", "pretrain_2", "fixed")),
+        *(f"densenet.py:{variant}" for variant in ("pretrain_2", "fixed")),
         *("densenet121.py:fixed", "resnet50.py:fixed", "lenet5.py:fixed", "lenet5.py:rbf"),
         "mnist_onecycle.py:source",
         *("mnist_small.py:tiny", "mnist_small.py:nano"),
