@@ -4,24 +4,25 @@
 # EMNIST=pool trains on the EMNIST pool instead of EMNIST Balanced. JOBS=N runs N rows on the GPU at once.
 # Exit code 75: the minutes are over, or it was stopped. 2: a row has failed, as its table says, and the others are made.
 set -euo pipefail
-minutes=${1:?minutes} jobs=${JOBS:-1} ended=0 children=()
+minutes=${1:?minutes} jobs=${JOBS:-1} ended=0 stopped=0 children=()
 shift
 gpus=${CUDA_VISIBLE_DEVICES:-0}
 export CUDA_VISIBLE_DEVICES=${gpus%%,*}
 if ((jobs > 1)); then export XLA_PYTHON_CLIENT_MEM_FRACTION=.$(printf %02d $((90 / jobs))); fi
-trap 'kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT
-for ((job = 0; job < jobs; job++)); do
+trap 'stopped=1 interrupted=1; kill -TERM $(jobs -p) 2>/dev/null || true' TERM INT
+for ((job = 0; job < jobs && !stopped; job++)); do
   python -m emnist_jax.sweep --config="configs/sweeps/all.py:${EMNIST:-balanced}" --results=results --workdir=runs/all \
     --minutes="$minutes" --shard="$job/$jobs" "$@" &
   children+=($!)
 done
 for child in "${children[@]}"; do
   while true; do
-    code=0
+    interrupted=0 code=0
     wait "$child" || code=$?
-    kill -0 "$child" 2>/dev/null || break # a signal ends the waiting, not the child
+    ((interrupted)) || break # a signal ends the waiting, not the child
   done
   if ((code > ended)); then ended=$code; fi
 done
+if ((stopped)); then ended=75; fi
 python -m emnist_jax.results
 exit "$ended"
