@@ -120,7 +120,12 @@ def base() -> ConfigDict:
             "steps_per_call": 50,  # compiled steps between two looks at signals
         }
     )
-    config.evaluation = ConfigDict({"batch_size": 1000})
+    config.evaluation = ConfigDict(
+        {
+            "batch_size": 1000,
+            "test": True,  # False: the test images are not looked at, as something is to be chosen by this run
+        }
+    )
     return config.lock()
 
 
@@ -246,6 +251,7 @@ def search(row: dict, ranges: dict, trials: int, sampler: str = "tpe") -> Config
       trials: How many.
       sampler: Optuna's that proposes: "tpe", which learns from the trials before, or "random".
     """
+    row = {**row, "overrides": {**row["overrides"], "evaluation.test": False}}
     found = {"ranges": ranges, "trials": trials, "sampler": sampler}
     return ConfigDict({"rows": (row,), "split": "validation", "search": found}, convert_dict=False)
 

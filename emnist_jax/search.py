@@ -62,8 +62,6 @@ def run(row: dict, search: dict, workdir: Path, train: Callable[[dict, int, Path
         overridden = {**row, "overrides": {**row["overrides"], **trial.params}}
         try:
             results = [train(overridden, seed, workdir / name / f"seed{seed}") for seed in row["seeds"]]
-            if not results[0]["validation"]:
-                raise UserError("there are no validation images")
         except (UserError, OSError, MemoryError, JaxRuntimeError) as error:
             failures.append(error)
             print(f"[{number + 1}/{search['trials']}] {_settings(trial)}: failed: {first_line(error)}", flush=True)

@@ -44,6 +44,23 @@ def test_tensorboard_has_every_epoch_once(finished):
     assert [rate for _, rate in scalars_of(workdir, "learning_rate")] == pytest.approx([0.02, 0.02, 0.01])
 
 
+def test_a_run_that_chooses_does_not_look_at_the_test_images(tmp_path, finished, capsys):
+    _, tested = finished
+    config = make_config()
+    config.evaluation.test = False
+    result = loop.train_and_evaluate(config, tmp_path)
+    assert result["test"] is result["evaluation_seconds"] is result["inference_seconds"] is None
+    assert (result["validation"], result["step"]) == (tested["validation"], tested["step"])
+    table = capsys.readouterr().out.partition("tiny on")[2]
+    assert "validation top-1" in table and "test" not in table.partition("tensorboard")[0]
+    tags = EventAccumulator(str(tmp_path)).Reload().Tags()
+    assert not [tag for tag in tags["scalars"] if "test" in tag] and "confusion_matrix" not in tags["images"]
+    config.dataset.validation_examples, config.training.select = 0, "last"
+    config.schedule.name, config.training.early_stopping_epochs = "constant", None
+    with pytest.raises(UserError, match="without validation images there is no .* accuracy but the test's"):
+        loop.train_and_evaluate(config, tmp_path / "unmeasured")
+
+
 def test_a_finished_run_prints_its_result_again(finished, capsys):
     workdir, result = finished
     changed = (workdir / "checkpoints").stat().st_mtime_ns

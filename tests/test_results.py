@@ -164,6 +164,34 @@ def test_an_accuracy_in_the_readme_needs_a_result():
         results.check_figures("It reads 98.51 % of them.", found)
 
 
+def test_what_was_not_tested_has_no_accuracy_but_that_of_validation(monkeypatch, tmp_path):
+    untested = result_of(0, 0.99) | {"test": None, "validation": {"top1": 0.97}}
+    untested["config"]["evaluation"]["test"] = False
+    found = {"mnist_gap_v5": [untested, result_of(1, 0.98)]}
+    found["mnist_gap_v5"][1]["validation"] = {"top1": 0.97}
+    results.check_results([ROW], found)
+    assert "| 97.00 ± 0.00 | – | 2 of 2 |" in tables.markdown([ROW], found)
+    assert len(tables.headlines([ROW], found, 1).split("\n")) == 2
+    figures = []
+    monkeypatch.setattr(tables.Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    other = row("configs/mnist_gap.py:v4")
+    found["mnist_gap_v4"] = [result_of(0, 0.98)]
+    found["mnist_gap_v4"][0]["test"]["examples"] = 10_000
+    tables.plot([ROW, other], found, tmp_path / "plot.png")
+    assert len(figures[0].axes[0].containers) == 1
+    with pytest.raises(UserError, match="says 97.00 %"):
+        results.check_figures("It reads 97.00 % of them.", found)
+
+
+def test_the_last_epoch_stands_beside_the_one_that_validation_chose():
+    result = result_of(0, 0.99) | {"validation": {"top1": 0.97}}
+    result["config"]["training"]["select"] = "best"
+    result["history"] = [{"seconds": 1.0, "validation": {"top1": top1}} for top1 in (0.9, 0.97, 0.9612)]
+    assert "| 97.00; last epoch 96.12 | 99.00 | 1 of 2 | best by validation |" in tables.markdown(
+        [ROW], {ROW["name"]: [result]}
+    )
+
+
 def test_the_plot_shows_errors_against_parameters_and_minutes(monkeypatch, tmp_path):
     figures = []
     monkeypatch.setattr(tables.Figure, "savefig", lambda figure, *_, **__: figures.append(figure))

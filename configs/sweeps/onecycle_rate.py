@@ -9,7 +9,7 @@ from emnist_jax.config import row, sweep
 
 
 def get_config():
-    settings = {"dataset.validation_examples": 10000, "training.epochs": 6}
+    settings = {"dataset.validation_examples": 10000, "training.epochs": 6, "evaluation.test": False}
     rates = (0.1, 0.05, 0.2, 0.03, 0.015)
     return sweep(
         *(

@@ -21,7 +21,7 @@ from werkzeug.wrappers import Request, Response
 from emnist_jax.errors import UserError
 from emnist_jax.inference import pictures
 from emnist_jax.inference.classifier import Classifier
-from emnist_jax.reporting.terminal import LEAKED
+from emnist_jax.reporting.terminal import LEAKED, measured
 
 PAGE_FOLDER = Path(__file__).parent / "page"
 MOST_BYTES = 10_000_000
@@ -94,10 +94,10 @@ def warm_up(classifier: Classifier) -> None:
 def about(classifier: Classifier) -> str:
     """Returns what the page says of its network: name, data and test accuracy, and what is wrong with that."""
     result = classifier.result
-    test = result["test"]
+    split, figures = measured(result)
     text = (
         f"{result['model']}, {result['trainable_parameters']:,} trainable parameters, trained on {result['dataset']}: "
-        f"{100 * test['top1']:.2f} % of {test['examples']:,} test images are classified correctly."
+        f"{100 * figures['top1']:.2f} % of {figures['examples']:,} {split} images are classified correctly."
     )
     if result["synthetic"]:
         text += " The images are synthetic, so this is not a result."

@@ -9,7 +9,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from emnist_jax.config import experiment_name
 from emnist_jax.errors import UserError
-from emnist_jax.reporting.terminal import standard_error
+from emnist_jax.reporting.terminal import measured, standard_error
 
 
 def read(folder: Path, pattern: str = "*/seed*.json") -> dict[str, list[dict]]:
@@ -22,7 +22,7 @@ def read(folder: Path, pattern: str = "*/seed*.json") -> dict[str, list[dict]]:
     for path in sorted(folder.glob(pattern)):
         try:
             result = json.loads(path.read_text())
-            result["test"]["top1"], result["config"]["seed"], result["history"]  # raises if one is missing
+            measured(result)[1]["top1"], result["config"]["seed"], result["history"]  # raises if one is missing
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is no result of a run: {error!r}") from error
         name, seed = path.relative_to(folder).parts[:2]
@@ -30,6 +30,11 @@ def read(folder: Path, pattern: str = "*/seed*.json") -> dict[str, list[dict]]:
             raise UserError(f"{path} holds the result of seed {result['seed']}")
         results.setdefault(name, []).append(result)
     return results
+
+
+def tested(results: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """Returns the rows all of whose runs have test figures."""
+    return {name: found for name, found in results.items() if all(result["test"] for result in found)}
 
 
 def _percent(reported: float | None) -> str:
@@ -105,13 +110,16 @@ def markdown(
             lines.append([*line, *[""] * (len(columns) - len(line) - 1), f"`{command_of(row)}`"])
             continue
         line = [name, f"{found[0]['trainable_parameters']:,}", reported]
+        by_validation = found[0]["config"]["training"]["select"] == "best"
         for each in splits:
             known = all(result[each] for result in found)
-            line.append(
-                mean_and_deviation([result[each]["top1"] for result in found]) + of_leak(found) if known else "–"
-            )
+            text = mean_and_deviation([result[each]["top1"] for result in found]) + of_leak(found) if known else "–"
+            if each == "validation" and by_validation:
+                last = statistics.mean(result["history"][-1][each]["top1"] for result in found)
+                text += f"; last epoch {100 * last:.2f}"
+            line.append(text)
         line.append(f"{len(found)} of {asked}")
-        line.append("best by validation" if found[0]["config"]["training"]["select"] == "best" else "last")
+        line.append("best by validation" if by_validation else "last")
         line += [epochs_at_bar(found)] * with_bar
         line.append(f"{training_minutes(found):.2g}")
         line.append("; ".join(sorted({f"{result['device']}, {result['commit']}" for result in found})))
@@ -126,7 +134,8 @@ def training_minutes(results: list[dict]) -> float:
 
 
 def headlines(rows: list[dict], results: dict[str, list[dict]], count: int) -> str:
-    """Returns a short Markdown table of the first rows that have results."""
+    """Returns a short Markdown table of the first rows that have test figures."""
+    results = tested(results)
     lines = ["| config | parameters | seeds | test accuracy, % | reported, % |", "|---|---|---|---|---|"]
     with_results = {row["name"]: row for row in rows if row["name"] in results}
     for name, row in list(with_results.items())[:count]:
@@ -141,7 +150,7 @@ def headlines(rows: list[dict], results: dict[str, list[dict]], count: int) -> s
 def plot(
     rows: list[dict], results: dict[str, list[dict]], path: Path, elsewhere: dict[int, float] | None = None
 ) -> None:
-    """Draws the test errors of all rows that have results against their parameters, and against their training time.
+    """Draws the test errors of all rows that have any against their parameters, and against their training time.
 
     Args:
       rows: Of the sweep.
@@ -149,6 +158,7 @@ def plot(
       path: Takes the picture.
       elsewhere: Parameters -> top-1 in percent of networks that are not ours to compare with.
     """
+    results = tested(results)
     figure = Figure(figsize=(12, 6), layout="constrained")
     by_size, by_time = figure.subplots(1, 2, sharey=True)
     for parameters, top1 in (elsewhere or {}).items():

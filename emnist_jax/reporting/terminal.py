@@ -117,20 +117,26 @@ LEAKED = {
 }
 
 
+def measured(result: dict) -> tuple[str, dict]:
+    """Returns the split that a run's accuracy is of, and its figures: "validation" if the run did not test."""
+    split = "test" if result["test"] else "validation"
+    return split, result[split]
+
+
 def result_table(result: dict) -> Table:
     """Returns the final table of what result.json holds."""
-    test = result["test"]
+    split, figures = measured(result)
     synthetic = " (synthetic images: not a result)" if result["synthetic"] else ""
     table = Table(title=f"{result['model']} on {result['dataset']}{synthetic}", show_header=False)
 
     def accuracy(name):
-        error = standard_error(test[name], test["examples"])
-        return f"{100 * test[name]:.2f} % ± {100 * error:.2f} (standard error, {test['examples']:,} images)"
+        error = standard_error(figures[name], figures["examples"])
+        return f"{100 * figures[name]:.2f} % ± {100 * error:.2f} (standard error, {figures['examples']:,} images)"
 
     for row in (
         ("parameters", f"{result['parameters']:,}"),
-        ("test top-1", accuracy("top1")),
-        ("test top-5", accuracy("top5")),
+        (f"{split} top-1", accuracy("top1")),
+        (f"{split} top-5", accuracy("top5")),
         *([("leaked", leaked)] if (leaked := LEAKED[result.get("leaked", False)]) else []),
         ("epochs", f"{result['epochs']:g}"),
         (
@@ -138,10 +144,9 @@ def result_table(result: dict) -> Table:
             f"{result['train_seconds']:.1f} s, after {result['compile_seconds']:.1f} s of compilation",
         ),
         ("speed", f"{result['images_per_second']:,.0f} images/s on {result['device']}"),
-        (
-            "test set",
-            f"{result['inference_seconds']:.2f} s, {result['evaluation_seconds']:.2f} s with metrics",
-        ),
     ):
         table.add_row(*row)
+    if split == "test":
+        seconds = f"{result['inference_seconds']:.2f} s, {result['evaluation_seconds']:.2f} s with metrics"
+        table.add_row("test set", seconds)
     return table

@@ -1,4 +1,4 @@
-"""The story of a run: train epoch by epoch, validate, save, and test once."""
+"""The story of a run: train epoch by epoch, validate, save, and test at most once."""
 
 import contextlib
 import logging
@@ -31,7 +31,7 @@ BLOWN_UP = 10
 
 
 def train_and_evaluate(config, workdir: Path, programs: dict | None = None) -> dict:
-    """Trains as `config` says, or resumes what an earlier process began, and tests once.
+    """Trains as `config` says, or resumes what an earlier process began, and tests once if `config.evaluation.test`.
 
     If there are several processes (`jax.distributed`), each calls this; the first alone uses the workdir.
 
@@ -61,7 +61,7 @@ def train_and_evaluate(config, workdir: Path, programs: dict | None = None) -> d
             training.begin()
             stack.callback(training.tensorboard.close)
             training.train()
-            result = training.test()
+            result = training.finish()
         elif config.dataset.name == datasets.FOLDER:  # the only set whose images may be others by now
             _check_same_images(workdir, result.get("dataset_sha256"), build(config))
         terminal.print_result(result, workdir)
@@ -333,28 +333,15 @@ class Training:
                     np.savez_compressed(path, rows=rows, images=train.images[rows], labels=train.labels[rows])
         return where
 
-    def test(self) -> dict:
-        """Tests the last or the best epoch, writes result.json, and returns what it holds."""
+    def finish(self) -> dict:
+        """Takes the last or the best epoch, tests it, writes result.json, and returns what it holds."""
         run, record, dataset = self.run, self.record, self.run.dataset
-        last = tested = record.epochs[-1]
+        last = chosen = record.epochs[-1]
         if run.config.training.select == "best":
-            tested = self._restore_best()
-            if tested is not last:
-                log.info("testing epoch %g, the best by validation top-1", tested["epoch"])
-
-        # Everything is compiled and in place before the clock starts.
-        labels, variables = dataset.test.labels, self.state.variables
-        batches = jax.block_until_ready(self.evaluator.batches(dataset.test.images))
-        self.evaluator.logits(variables, batches[:1], 1)
-        evaluation.measure(np.zeros((len(labels), len(dataset.class_names)), np.float32), labels)
-        started = time.perf_counter()
-        logits = self.evaluator.logits(variables, batches, len(labels))
-        inference_seconds = time.perf_counter() - started
-        test = evaluation.measure(logits, labels)
-        if not math.isfinite(test["loss"]):
-            raise UserError(f"the test loss is not finite; checkpoint {tested['step']} holds the state")
-        evaluation_seconds = time.perf_counter() - started
-
+            chosen = self._restore_best()
+            if chosen is not last:
+                log.info("epoch %g is the best by validation top-1", chosen["epoch"])
+        of_test, predictions = self._test()
         config = as_json(run.config)
         config["dataset"]["data_dir"] = None  # another folder is no other experiment
         trainable = _size(self.state.params)
@@ -368,24 +355,44 @@ class Training:
             "leaked": record.leaked,
             "parameters": trainable + _size(self.state.batch_stats),
             "trainable_parameters": trainable,
-            "test": test,
-            "validation": tested.get("validation"),
+            **of_test,
+            "validation": chosen.get("validation"),
             "epochs": last["epoch"],
-            "step": tested["step"],
+            "step": chosen["step"],
             "rollbacks": record.rollbacks,
             "train_seconds": record.train_seconds,
             "seconds_per_epoch": record.train_seconds / last["epoch"],
             "images_per_second": last["step"] * run.config.training.batch_size / record.train_seconds,
             "compile_seconds": record.compile_seconds,
-            "evaluation_seconds": evaluation_seconds,
-            "inference_seconds": inference_seconds,
             "seed": run.config.seed,
             **self.environment,
             "config": config,
             "history": record.epochs,
         }
-        self._report_result(result, logits.argmax(-1))
+        self._report_result(result, predictions)
         return result
+
+    def _test(self) -> tuple[dict, np.ndarray | None]:
+        """Returns what result.json says of the test images, and their predicted labels, if they may be looked at."""
+        if not self.run.config.evaluation.test:
+            return dict.fromkeys(("test", "evaluation_seconds", "inference_seconds")), None
+        test, variables = self.run.dataset.test, self.state.variables
+        # Everything is compiled and in place before the clock starts.
+        batches = jax.block_until_ready(self.evaluator.batches(test.images))
+        self.evaluator.logits(variables, batches[:1], 1)
+        evaluation.measure(np.zeros((len(test.labels), len(self.run.dataset.class_names)), np.float32), test.labels)
+        started = time.perf_counter()
+        logits = self.evaluator.logits(variables, batches, len(test.labels))
+        inference_seconds = time.perf_counter() - started
+        measured = evaluation.measure(logits, test.labels)
+        evaluation_seconds = time.perf_counter() - started
+        if not math.isfinite(measured["loss"]):
+            raise UserError(f"the test loss is not finite; checkpoint {int(self.state.step)} holds the state")
+        return {
+            "test": measured,
+            "evaluation_seconds": evaluation_seconds,
+            "inference_seconds": inference_seconds,
+        }, logits.argmax(-1)
 
     def _restore_best(self) -> dict:
         """Restores the best epoch whose checkpoint is intact, and returns what the record says of it."""
@@ -397,13 +404,15 @@ class Training:
         return epochs[-1]
 
     @hosts.all_or_none("tested")
-    def _report_result(self, result: dict, predictions: np.ndarray) -> None:
+    def _report_result(self, result: dict, predictions: np.ndarray | None) -> None:
         run, last_step = self.run, self.record.step
-        scores = {f"test/{name}": result["test"][name] for name in ("top1", "top5")}
-        self.tensorboard.scalars({"test/loss": result["test"]["loss"], **scores}, last_step)
-        title = f"{run.config.model.name} on {run.dataset_label}, test"
-        figure = figures.confusion_figure(run.dataset.test.labels, predictions, run.dataset.class_names, title)
-        self.tensorboard.figure("confusion_matrix", figure, last_step)
+        split, measured = terminal.measured(result)
+        scores = {f"{split}/{name}": measured[name] for name in ("top1", "top5")}
+        if predictions is not None:
+            self.tensorboard.scalars({"test/loss": measured["loss"], **scores}, last_step)
+            title = f"{run.config.model.name} on {run.dataset_label}, test"
+            figure = figures.confusion_figure(run.dataset.test.labels, predictions, run.dataset.class_names, title)
+            self.tensorboard.figure("confusion_matrix", figure, last_step)
         self.tensorboard.hyper_parameters(run.config.to_dict(), scores)
         if hosts.is_first():
             write_json(self.workdir / "result.json", result)

@@ -133,11 +133,14 @@ def build(config) -> Run:
             f"config.training.epochs={config.training.epochs:g} are {total_steps:,} steps: too many to count"
         )
     if not len(dataset.validation.labels) and (
-        config.training.select == "best" or config.schedule.name == "plateau" or config.training.early_stopping_epochs
+        config.training.select == "best"
+        or config.schedule.name == "plateau"
+        or config.training.early_stopping_epochs
+        or not config.evaluation.test
     ):
         raise UserError(
-            "without validation images there is no best epoch, plateau or early stopping: set "
-            "config.training.select=last, another schedule, or config.dataset.validation_examples"
+            "without validation images there is no best epoch, plateau, early stopping, or accuracy but the test's: "
+            "set config.training.select=last, another schedule, config.evaluation.test or dataset.validation_examples"
         )
     optimizer, schedule = optimizers.make_optimizer(config, total_steps, steps_per_epoch)
     return Run(
