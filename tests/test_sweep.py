@@ -34,6 +34,9 @@ def get_config():
     )
 """
 
+# Its first row in the table.
+SQUEEZE = r"\| `squeeze` \| 6,022 \| 99.43 \| [\d.]+ ± [\d.]+; last epoch [\d.]+ \| [\d.]+ ± [\d.]+ \| 2 of 2 \|"
+
 
 def start(folder: Path, *flags: str, sweep: str = SWEEP) -> subprocess.Popen:
     (folder / "tiny.py").write_text(sweep)
@@ -73,17 +76,13 @@ def test_a_sweep_killed_in_a_row_goes_on_and_runs_the_rest(tmp_path):
     results = [json.loads((tmp_path / "results/squeeze" / f"seed{seed}.json").read_text()) for seed in (0, 1)]
     assert [result["config"]["seed"] for result in results] == [0, 1]
     assert results[0]["history"][-1]["train"] != results[1]["history"][-1]["train"]
-    assert re.search(
-        r"\| `squeeze` \| 6,022 \| 99.43 \| [\d.]+ ± [\d.]+; last epoch [\d.]+ \| [\d.]+ ± [\d.]+ \| 2 of 2 \|", stdout
-    )
+    assert re.search(SQUEEZE, stdout)
     assert re.search(r"\| `unknown` \|  \| – \|  \| failed: seed 0: UserError: unknown version 'v9'", stdout)
     assert (tmp_path / "runs/sweep.png").stat().st_size > 1000
 
     code, stdout, _ = finish(start(tmp_path, f"--results={tmp_path / 'results'}", f"--workdir={tmp_path / 'other'}"))
     assert code == 2 and re.findall(r"\[\d/4\] (\w+)", stdout) == ["unknown"]
-    assert re.search(
-        r"\| `squeeze` \| 6,022 \| 99.43 \| [\d.]+ ± [\d.]+; last epoch [\d.]+ \| [\d.]+ ± [\d.]+ \| 2 of 2 \|", stdout
-    )
+    assert re.search(SQUEEZE, stdout)
 
 
 TRANSFER = """
