@@ -1,4 +1,4 @@
-"""Writes the tables and the plot of results/ into the docs: `python -m emnist_jax.results [--check]`.
+"""Writes the tables and plots of results/ into the docs: `python -m emnist_jax.results [--check]`.
 
 results/ROW/seedN.json are the result.json files of finished runs (`emnist_jax.sweep --results=results`). The rows, and
 what their sources report, stand in configs/sweeps/. results/speed/NAME.json are what `emnist_jax.benchmark --out`
@@ -37,6 +37,8 @@ SPEED = {
 }
 # Trainable parameters -> top-1 in percent of small networks for MNIST, as their authors give it: docs/results.md.
 ELSEWHERE = {575: 98.0, 697: 99.03, 1936: 99.13, 3197: 99.25, 4862: 99.18}
+# Tables that have a plot below them.
+PLOTTED = ("mnist", "emnist", "emnist pool")
 # Rows of the README's table.
 HEADLINES = 5
 
@@ -57,8 +59,10 @@ def main() -> None:
         if after != before:
             path.write_text(after)
     check_figures(Path("README.md").read_text(), results)
-    if not _CHECK.value and len(results) > 1:
-        tables.plot(sweeps["mnist"].rows, results, Path("docs/accuracy.png"), ELSEWHERE)
+    for name in PLOTTED:
+        if not _CHECK.value and has_plot(sweeps[name], results):
+            elsewhere = ELSEWHERE if name == "mnist" else None
+            tables.plot(sweeps[name].rows, results, Path("docs", picture(name)), elsewhere)
     runs = sum(map(len, results.values()))
     print(f"{runs} runs of {len(results)} rows: {'as the tables say' if _CHECK.value else 'written'}")
 
@@ -70,6 +74,8 @@ def marked_tables(sweeps: dict[str, ConfigDict], results: dict[str, list[dict]],
     marked = {}
     for name, sweep in sweeps.items():
         marked[name] = tables.markdown(sweep.rows, results, sweep.split, with_bar=name == "mnist")
+        if name in PLOTTED and has_plot(sweep, results):
+            marked[name] += f"\n\n![Error against parameters and against training time]({picture(name)})"
     marked["mnist headlines"] = tables.headlines(sweeps["mnist"].rows, results, HEADLINES)
     for name, command in SPEED.items():
         path = of_speed / f"{name}.json"
@@ -81,6 +87,18 @@ def marked_tables(sweeps: dict[str, ConfigDict], results: dict[str, list[dict]],
             if name == "cpu":
                 marked["speed cpu headlines"] = speed.headlines(record)
     return marked
+
+
+def has_plot(sweep: ConfigDict, results: dict[str, list[dict]]) -> bool:
+    """Tells whether a table has enough rows with test figures for a plot."""
+    from emnist_jax.reporting import tables
+
+    return len({row["name"] for row in sweep.rows} & tables.tested(results).keys()) > 1
+
+
+def picture(name: str) -> str:
+    """Returns the file name of a table's plot."""
+    return f"accuracy_{name.replace(' ', '_')}.png"
 
 
 def with_tables(text: str, tables_by_mark: dict[str, str]) -> str:

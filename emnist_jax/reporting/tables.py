@@ -180,18 +180,20 @@ def plot(
                 by_size.plot(parameters, ends[1], marker="o", color=color, fillstyle="none")
             for axes, x in ((by_size, parameters), (by_time, training_minutes(found))):
                 axes.errorbar(x, error, spread, marker="o", elinewidth=0.8, color=color, label=label)
-                which = row["name"].removeprefix(config).strip("_").replace("_", " ") + of_leak(found)
+                which = row["name"].removeprefix(config).replace("_pool", "").strip("_").replace("_", " ")
+                which += of_leak(found)
                 axes.annotate(which, (x, error), fontsize=8, xytext=(5, 3), textcoords="offset points")
     by_size.set(xscale="log", yscale="log", xlabel="trainable parameters", ylabel="test error, %")
     by_time.set(xscale="log", xlabel="training time, minutes (median epoch x epochs), on the devices of the table")
-    title = "dots: ours, with the deviation over seeds (one seed: the standard error); circles: reported"
-    figure.suptitle(title + "; crosses: elsewhere" * bool(elsewhere), fontsize=9)
+    title = "dots: ours, with the deviation over seeds (one seed: the standard error)"
+    title += "; circles: reported" * any(row["reported"] for row in rows) + "; crosses: elsewhere" * bool(elsewhere)
+    figure.suptitle(title, fontsize=9)
     by_time.legend(loc="upper right")
     for axis, subs in ((by_size.xaxis, (1, 3)), (by_time.xaxis, (1, 2, 3, 5)), (by_size.yaxis, range(1, 10))):
         axis.set_major_locator(LogLocator(subs=subs))
         axis.set_major_formatter("{x:,.10g}")
         axis.set_minor_locator(NullLocator())
     for axes in (by_size, by_time):
-        axes.margins(x=0.15)
+        axes.margins(x=0.25)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
