@@ -1,4 +1,4 @@
-"""The commands in the `sh` blocks of README.md and docs/*.md: all are checked, and the slow tests train with each."""
+"""The commands in the `sh` blocks of README.md, configs/README.md and docs/*.md: all are checked, slow tests train."""
 
 import copy
 import importlib
@@ -37,7 +37,7 @@ LEFT_OUT = re.compile(
 
 POSITIONAL = ("audit", "evaluate", "predict")
 
-PAGES = "".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
+PAGES = "".join(path.read_text() for path in (ROOT / "README.md", ROOT / "configs/README.md", *ROOT.glob("docs/*.md")))
 BLOCKS = "".join(re.findall(r"^```sh\n(.*?)^```", PAGES, re.M | re.S)).replace("\\\n", " ")
 WORDS = [shlex.split(line, comments=True) for line in re.split(r"\n|&&", BLOCKS)]
 COMMANDS = sorted({shlex.join(words) for words in WORDS if words})
@@ -128,6 +128,12 @@ def test_a_training_runs(arguments, tmp_path):
     done = run("main", *arguments.split(), *tiny)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert json.loads((tmp_path / "result.json").read_text())["step"] == 1
+
+
+def test_the_list_of_experiments_names_each_file_once():
+    folder = ROOT / "configs"
+    links = re.findall(r"^\| \[.*?\]\((.*?\.py)\)", (folder / "README.md").read_text(), re.M)
+    assert sorted(links) == sorted(str(path.relative_to(folder)) for path in folder.rglob("*.py"))
 
 
 def test_the_readmes_examples_of_what_to_add_work(tmp_path):
