@@ -116,7 +116,7 @@ def base() -> ConfigDict:
             # Of each kernel's weights, those of init_from with the smallest magnitudes: they are 0 and stay 0.
             "pruned_fraction": 0.0,
             "early_stopping_epochs": placeholder(int),  # epochs without a lower validation loss; None or 0: never
-            "select": "best",  # parameters that are tested: "best" by validation top-1, or "last"
+            "select": "best",  # parameters that are the run's result: "best" by validation top-1, or "last"
             "steps_per_call": 50,  # compiled steps between two looks at signals
         }
     )
@@ -237,13 +237,16 @@ def sweep(*rows: dict, split: str = "test") -> ConfigDict:
 
     Args:
       *rows: Made by `row`.
-      split: Whose accuracies are shown: "test", or "validation" if something is to be chosen by them.
+      split: Whose accuracies are shown: "test", or "validation" if something is to be chosen by them. Rows that are
+        not to look at the test images at all have the override `evaluation.test`: False.
     """
     return ConfigDict({"rows": rows, "split": split}, convert_dict=False)
 
 
 def search(row: dict, ranges: dict, trials: int, sampler: str = "tpe") -> ConfigDict:
     """Returns the config of a search of keys that make a row's validation top-1 high: a `sweep` whose rows are trials.
+
+    The trials do not look at the test images.
 
     Args:
       row: Made by `row`; each trial runs all of its seeds, and counts with their mean.

@@ -60,9 +60,13 @@ def main() -> None:
             path.write_text(after)
     check_figures(Path("README.md").read_text(), results)
     for name in PLOTTED:
-        if not _CHECK.value and has_plot(sweeps[name], results):
-            elsewhere = ELSEWHERE if name == "mnist" else None
-            tables.plot(sweeps[name].rows, results, Path("docs", picture(name)), elsewhere)
+        path = Path("docs", picture(name))
+        if not tables.has_plot(sweeps[name].rows, results):
+            continue
+        if not _CHECK.value:
+            tables.plot(sweeps[name].rows, results, path, ELSEWHERE if name == "mnist" else None)
+        elif not path.exists():
+            raise UserError(f"{path} is missing: run `python -m emnist_jax.results`")
     runs = sum(map(len, results.values()))
     print(f"{runs} runs of {len(results)} rows: {'as the tables say' if _CHECK.value else 'written'}")
 
@@ -74,7 +78,7 @@ def marked_tables(sweeps: dict[str, ConfigDict], results: dict[str, list[dict]],
     marked = {}
     for name, sweep in sweeps.items():
         marked[name] = tables.markdown(sweep.rows, results, sweep.split, with_bar=name == "mnist")
-        if name in PLOTTED and has_plot(sweep, results):
+        if name in PLOTTED and tables.has_plot(sweep.rows, results):
             marked[name] += f"\n\n![Error against parameters and against training time]({picture(name)})"
     marked["mnist headlines"] = tables.headlines(sweeps["mnist"].rows, results, HEADLINES)
     for name, command in SPEED.items():
@@ -87,13 +91,6 @@ def marked_tables(sweeps: dict[str, ConfigDict], results: dict[str, list[dict]],
             if name == "cpu":
                 marked["speed cpu headlines"] = speed.headlines(record)
     return marked
-
-
-def has_plot(sweep: ConfigDict, results: dict[str, list[dict]]) -> bool:
-    """Tells whether a table has enough rows with test figures for a plot."""
-    from emnist_jax.reporting import tables
-
-    return len({row["name"] for row in sweep.rows} & tables.tested(results).keys()) > 1
 
 
 def picture(name: str) -> str:
@@ -136,7 +133,8 @@ def check_results(rows: list[dict], results: dict[str, list[dict]]) -> None:
             where = f"results/{name}/seed{result['seed']}.json"
             wanted = flatten(experiment_of(known[name], result["seed"], []).to_dict())
             found = flatten(base().to_dict()) | flatten(result["config"])  # a newer key had its default
-            found["evaluation.test"] = wanted["evaluation.test"]  # it changes no network
+            if not wanted["evaluation.test"]:
+                found["evaluation.test"] = False  # more than was asked for
             # The workdir of a sweep may lie anywhere.
             found["init_from"] = found["init_from"] and "/".join(Path(found["init_from"]).parts[-2:])
             wanted["init_from"] = f"{name}/pretrained_seed{result['seed']}" if known[name]["pretraining"] else None

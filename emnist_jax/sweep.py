@@ -69,11 +69,11 @@ def main(sweep) -> None:
                 part.replace(copy)  # other shards read the folder
             if not finished_before:
                 split = sweep.split if result[sweep.split] else "validation"
-                top1 = 100 * result[split]["top1"]
-                print(f"    {split} top-1 {top1:.2f} %, {result['train_seconds']:.0f} s", flush=True)
+                top1 = f"{split} top-1 {100 * result[split]['top1']:.2f} %, " if result[split] else ""
+                print(f"    {top1}{result['train_seconds']:.0f} s", flush=True)
     results = tables.read(Path(_RESULTS.value)) if _RESULTS.value else tables.read(workdir, "*/seed*/result.json")
     print(tables.markdown(sweep.rows, results, sweep.split, failures))
-    if tables.tested(results) and sweep.split == "test":
+    if tables.has_plot(sweep.rows, results) and sweep.split == "test":
         tables.plot(sweep.rows, results, workdir / "sweep.png")
         print(f"accuracy against parameters and training time: {workdir / 'sweep.png'}")
     if failures:

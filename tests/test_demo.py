@@ -198,6 +198,10 @@ def test_any_name_will_do_if_other_computers_may_use_the_page(network):
         ({"leaked": True}, "correctly. Leaked: images that it is tested on, .* were trained on.$"),
         ({"leaked": None}, "correctly. Leaked: not known: nobody compared"),
         ({"dataset": "<b>&"}, "trained on &lt;b&gt;&amp;: "),
+        (
+            {"test": None, "validation": {"top1": 0.987, "examples": 1234}},
+            "98.70 % of 1,234 validation images are classified correctly.$",
+        ),
     ],
 )
 def test_the_page_says_what_its_network_is_and_how_good(network, changes, text):

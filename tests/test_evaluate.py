@@ -289,6 +289,12 @@ def test_runs_side_by_side(tmp_path, capsys):
     assert [run["accuracy"] and run["accuracy"]["correct"] for run in numbers["runs"]] == [30, None]
 
 
+def test_runs_without_an_accuracy_of_the_split_are_not_compared(tmp_path):
+    paths = [str(write_run(tmp_path / name, validation=False)) for name in ("one", "two")]
+    with pytest.raises(UserError, match="none of these runs has measured its validation images: try --split=test"):
+        comparison_report.read(paths, "validation")
+
+
 def test_a_key_that_an_older_config_lacks_had_its_default(tmp_path):
     one, other = write_run(tmp_path / "one"), write_run(tmp_path / "two")
     result = json.loads((other / "result.json").read_text())

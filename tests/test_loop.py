@@ -44,7 +44,12 @@ def test_tensorboard_has_every_epoch_once(finished):
     assert [rate for _, rate in scalars_of(workdir, "learning_rate")] == pytest.approx([0.02, 0.02, 0.01])
 
 
-def test_a_run_that_chooses_does_not_look_at_the_test_images(tmp_path, finished, capsys):
+def test_a_run_that_chooses_does_not_look_at_the_test_images(tmp_path, finished, capsys, monkeypatch):
+    def batches(self, images, of=evaluation.Evaluator.batches):
+        assert len(images) == 40  # the test split has 50
+        return of(self, images)
+
+    monkeypatch.setattr(evaluation.Evaluator, "batches", batches)
     _, tested = finished
     config = make_config()
     config.evaluation.test = False
@@ -55,6 +60,7 @@ def test_a_run_that_chooses_does_not_look_at_the_test_images(tmp_path, finished,
     assert "validation top-1" in table and "test" not in table.partition("tensorboard")[0]
     tags = EventAccumulator(str(tmp_path)).Reload().Tags()
     assert not [tag for tag in tags["scalars"] if "test" in tag] and "confusion_matrix" not in tags["images"]
+    assert scalars_of(tmp_path, "chosen/top1") == [(30, pytest.approx(result["validation"]["top1"]))]
     config.dataset.validation_examples, config.training.select = 0, "last"
     config.schedule.name, config.training.early_stopping_epochs = "constant", None
     with pytest.raises(UserError, match="without validation images there is no .* accuracy but the test's"):

@@ -169,7 +169,11 @@ def test_what_was_not_tested_has_no_accuracy_but_that_of_validation(monkeypatch,
     untested["config"]["evaluation"]["test"] = False
     found = {"mnist_gap_v5": [untested, result_of(1, 0.98)]}
     found["mnist_gap_v5"][1]["validation"] = {"top1": 0.97}
-    results.check_results([ROW], found)
+    with pytest.raises(UserError, match="made with evaluation.test=False, but its row has True"):
+        results.check_results([ROW], found)
+    results.check_results(
+        [row("configs/mnist_gap.py:v5", overrides={"evaluation.test": False}, name=ROW["name"])], found
+    )
     assert "| 97.00 ± 0.00 | – | 2 of 2 |" in tables.markdown([ROW], found)
     assert len(tables.headlines([ROW], found, 1).split("\n")) == 2
     figures = []

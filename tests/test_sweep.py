@@ -209,6 +209,14 @@ def test_every_row_of_every_sweep_is_valid_and_no_run_is_named_twice():
             assert experiments.setdefault(each["name"], experiment.to_dict()) == experiment.to_dict(), each["name"]
 
 
+def test_sweeps_that_choose_do_not_look_at_the_test_images():
+    files = ["onecycle_rate.py", "squeeze_search.py", *(f"study.py:{variant}" for variant in STUDY)]
+    sweeps = {file: read_sweep(str(ROOT / "configs/sweeps" / file)) for file in files}
+    for file in sweeps.keys() - {"study.py:layers", "study.py:transfer"}:
+        assert sweeps[file].split == "validation"
+        assert not any(sweep.experiment_of(each, 0, []).evaluation.test for each in sweeps[file].rows), file
+
+
 def test_all_rows_begin_with_a_number_for_every_network():
     rows = read_sweep(str(ROOT / "configs/sweeps/all.py")).rows
     parts = ("mnist.py", "emnist.py", "study.py:transfer")

@@ -10,8 +10,8 @@
     layers          number and width of the dense blocks
     transfer        from ByMerge or ByClass, less the images that Balanced validates or tests on
 
-`reported` are the study's accuracies on all 18,800 validation images: validation decides. The test images are not
-looked at; of layers and transfer they are, as these are rows of the results too.
+`reported` are the study's accuracies on all 18,800 validation images. Validation decides, and only the runs of layers
+and transfer look at the test images: their rows stand in docs/results.md too.
 """
 
 from emnist_jax.config import experiment_name, row, sweep

@@ -92,7 +92,7 @@ def warm_up(classifier: Classifier) -> None:
 
 
 def about(classifier: Classifier) -> str:
-    """Returns what the page says of its network: name, data and test accuracy, and what is wrong with that."""
+    """Returns what the page says of its network: name, data and accuracy, and what is wrong with that."""
     result = classifier.result
     split, figures = measured(result)
     text = (

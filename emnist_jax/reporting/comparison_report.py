@@ -32,7 +32,7 @@ class ComparedRun:
 
     Attributes:
       name: The part of its path in which it differs from the others.
-      accuracy: Of the split that is compared; None if the run has no such images.
+      accuracy: Of the split that is compared; None if the run did not measure it.
       result: What its result.json holds.
     """
 
@@ -49,7 +49,7 @@ def read(paths: Sequence[str], split: str) -> list[ComparedRun]:
       split: "test" or "validation".
 
     Raises:
-      UserError: One of them is no finished run.
+      UserError: One of them is no finished run, or none has an accuracy of the split.
     """
     runs = []
     for name, text in zip(_short_names(paths), paths, strict=True):
@@ -67,6 +67,9 @@ def read(paths: Sequence[str], split: str) -> list[ComparedRun]:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is no result of a run: {first_line(error)}") from error
         runs.append(ComparedRun(name, accuracy, result))
+    if not any(run.accuracy for run in runs):
+        other = "validation" if split == "test" else "test"
+        raise UserError(f"none of these runs has measured its {split} images: try --split={other}")
     return runs
 
 

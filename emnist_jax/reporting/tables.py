@@ -147,6 +147,11 @@ def headlines(rows: list[dict], results: dict[str, list[dict]], count: int) -> s
     return "\n".join(lines)
 
 
+def has_plot(rows: list[dict], results: dict[str, list[dict]]) -> bool:
+    """Tells whether at least two rows have test figures, for `plot`."""
+    return len({row["name"] for row in rows} & tested(results).keys()) > 1
+
+
 def plot(
     rows: list[dict], results: dict[str, list[dict]], path: Path, elsewhere: dict[int, float] | None = None
 ) -> None:
@@ -163,7 +168,7 @@ def plot(
     by_size, by_time = figure.subplots(1, 2, sharey=True)
     for parameters, top1 in (elsewhere or {}).items():
         by_size.plot(parameters, 100 - top1, marker="x", color="gray", linestyle="")
-    colors = {}
+    colors, with_circles = {}, False
     for row in {row["name"]: row for row in rows}.values():
         if found := results.get(row["name"]):
             config = Path(row["config"].partition(":")[0]).stem
@@ -178,6 +183,7 @@ def plot(
                 ends = [error, 100 - row["reported"]]
                 by_size.plot([parameters] * 2, ends, color=color, linewidth=0.8, linestyle=":")
                 by_size.plot(parameters, ends[1], marker="o", color=color, fillstyle="none")
+                with_circles = True
             for axes, x in ((by_size, parameters), (by_time, training_minutes(found))):
                 axes.errorbar(x, error, spread, marker="o", elinewidth=0.8, color=color, label=label)
                 which = row["name"].removeprefix(config).replace("_pool", "").strip("_").replace("_", " ")
@@ -186,7 +192,7 @@ def plot(
     by_size.set(xscale="log", yscale="log", xlabel="trainable parameters", ylabel="test error, %")
     by_time.set(xscale="log", xlabel="training time, minutes (median epoch x epochs), on the devices of the table")
     title = "dots: ours, with the deviation over seeds (one seed: the standard error)"
-    title += "; circles: reported" * any(row["reported"] for row in rows) + "; crosses: elsewhere" * bool(elsewhere)
+    title += "; circles: reported" * with_circles + "; crosses: elsewhere" * bool(elsewhere)
     figure.suptitle(title, fontsize=9)
     by_time.legend(loc="upper right")
     for axis, subs in ((by_size.xaxis, (1, 3)), (by_time.xaxis, (1, 2, 3, 5)), (by_size.yaxis, range(1, 10))):

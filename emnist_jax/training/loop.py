@@ -334,7 +334,7 @@ class Training:
         return where
 
     def finish(self) -> dict:
-        """Takes the last or the best epoch, tests it, writes result.json, and returns what it holds."""
+        """Takes the last or the best epoch, tests it if it may, writes result.json, and returns what it holds."""
         run, record, dataset = self.run, self.record, self.run.dataset
         last = chosen = record.epochs[-1]
         if run.config.training.select == "best":
@@ -403,13 +403,15 @@ class Training:
             return next(epoch for epoch in epochs if epoch["step"] == self.state.step)
         return epochs[-1]
 
-    @hosts.all_or_none("tested")
+    @hosts.all_or_none("finished")
     def _report_result(self, result: dict, predictions: np.ndarray | None) -> None:
         run, last_step = self.run, self.record.step
         split, measured = terminal.measured(result)
-        scores = {f"{split}/{name}": measured[name] for name in ("top1", "top5")}
+        # "validation/" is the curve over the epochs, whose last value may be another epoch's.
+        of = "test" if split == "test" else "chosen"
+        scores = {f"{of}/{name}": measured[name] for name in ("top1", "top5")}
+        self.tensorboard.scalars({f"{of}/loss": measured["loss"], **scores}, last_step)
         if predictions is not None:
-            self.tensorboard.scalars({"test/loss": measured["loss"], **scores}, last_step)
             title = f"{run.config.model.name} on {run.dataset_label}, test"
             figure = figures.confusion_figure(run.dataset.test.labels, predictions, run.dataset.class_names, title)
             self.tensorboard.figure("confusion_matrix", figure, last_step)

@@ -140,7 +140,8 @@ def build(config) -> Run:
     ):
         raise UserError(
             "without validation images there is no best epoch, plateau, early stopping, or accuracy but the test's: "
-            "set config.training.select=last, another schedule, config.evaluation.test or dataset.validation_examples"
+            "set config.dataset.validation_examples, or config.training.select=last, another schedule, no "
+            "config.training.early_stopping_epochs and config.evaluation.test=True"
         )
     optimizer, schedule = optimizers.make_optimizer(config, total_steps, steps_per_epoch)
     return Run(

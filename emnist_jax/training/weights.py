@@ -103,7 +103,7 @@ def _is_file(source: str) -> bool:
 
 
 def _load_run(workdir: Path, class_names: Sequence[str] | None) -> tuple[Any, Any]:
-    """Returns the parameters and batch_stats that a finished run tested, without the head if its classes are others."""
+    """Returns the parameters and batch_stats of a finished run's result, without the head if its classes are others."""
     result_path = workdir / "result.json"
     if not os.path.isfile(result_path):  # unlike Path.is_file, also for a name that is too long
         raise UserError(f"config.init_from={workdir} holds no finished run (no {result_path.name})")
