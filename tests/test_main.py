@@ -37,7 +37,7 @@ ONE_STEP = [
         *(f"densenet.py:{variant}" for variant in ("pretrain_2", "fixed")),
         *("densenet121.py:fixed", "resnet50.py:fixed", "lenet5.py:fixed", "lenet5.py:rbf"),
         "mnist_onecycle.py:source",
-        *("mnist_small.py:tiny", "mnist_small.py:nano"),
+        *(f"mnist_small.py:{size}" for size in ("mini", "tiny", "nano")),
         *(f"mnist_squeeze.py:{i}" for i in range(1, 10)),
         *(f"mnist_gap.py:v{i}" for i in range(1, 5)),
     )
@@ -107,7 +107,7 @@ def test_an_unknown_variant_is_an_error(name, variant, message):
 
 
 def test_the_variants_of_the_small_network():
-    for variant, epochs in (("small", 30), ("tiny", 40), ("nano", 40)):
+    for variant, epochs in (("small", 30), ("mini", 40), ("tiny", 40), ("nano", 40)):
         config = load("mnist_small.py", variant)
         assert (config.model.name, config.training.epochs) == (f"mnist_{variant}", epochs)
 

@@ -28,6 +28,7 @@ RECORDED = {
     "efficientnet_b1": (6_635_439, 6_573_391),
     "mnist_cnn": (242_442, 241_994),
     "mnist_m5": (1_129_120, 1_128_160),
+    "mnist_mini": (3_198, 2_996),
     "mnist_nano": (676, 610),
     "mnist_small": (5_230, 4_954),
     "mnist_tiny": (1_292, 1_184),

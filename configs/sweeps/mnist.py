@@ -2,7 +2,7 @@
 
     python -m emnist_jax.sweep --config=configs/sweeps/mnist.py --results=results
 
-About fourteen hours on two CPU cores, but for `mnist_best`, the last, which wants a GPU. The sources report their best
+About fifteen hours on two CPU cores, but for `mnist_best`, the last, which wants a GPU. The sources report their best
 test epoch; the simple CNN's reports its last.
 """
 
@@ -21,8 +21,9 @@ def get_config():
     onecycle = partial(row, "configs/mnist_onecycle.py", **ONECYCLE)
     source = partial(row, "configs/mnist_onecycle.py:source", **ONECYCLE)
     cnn = partial(row, "configs/mnist_cnn.py")
-    small = partial(row, "configs/mnist_small.py", remark="(ours)")
-    smaller = [partial(row, f"configs/mnist_small.py:{variant}", remark="(ours)") for variant in ("tiny", "nano")]
+    small, *smaller = (
+        partial(row, f"configs/mnist_small.py{variant}", remark="(ours)") for variant in ("", ":mini", ":tiny", ":nano")
+    )
     best = (squeeze.pop(10), small, gap.pop("v5"), onecycle, squeeze.pop(9), squeeze.pop(6), *smaller)
     rest = (source, *squeeze.values(), *gap.values())
     return sweep(

@@ -5,7 +5,7 @@
 - `mnist_gap_v1` to `_v5`: five versions whose layer lists were not published. Ours are a **reconstruction** that has
   exactly the three published counts.
 - `mnist_onecycle`: global average pooling, convolutions with biases.
-- `mnist_small`, `mnist_tiny`, `mnist_nano`: ours, few parameters. The order of their layers is that of
+- `mnist_small`, `mnist_mini`, `mnist_tiny`, `mnist_nano`: ours, few parameters. The order of their layers is that of
   https://github.com/JoshWarn/Parameter-Efficient-MNIST, with BatchNorm and ReLU instead of biases, leaky ReLU and
   dropout, and with other widths.
 - `mnist_m5`: the M5 of An et al. (https://arxiv.org/abs/2008.10400), without BatchNorm of its logits.
@@ -219,4 +219,9 @@ def small(first: int, *widths: int) -> tuple:
     )
 
 
-SMALL = {"small": small(18, 26, 30, 32, 32), "tiny": small(8, 8, 12, 14, 12), "nano": small(5, 5, 8, 8, 7)}
+SMALL = {
+    "small": small(18, 26, 30, 32, 32),
+    "mini": small(13, 20, 22, 23, 23),
+    "tiny": small(8, 8, 12, 14, 12),
+    "nano": small(5, 5, 8, 8, 7),
+}
