@@ -21,15 +21,15 @@ def get_config():
     onecycle = partial(row, "configs/mnist_onecycle.py", **ONECYCLE)
     source = partial(row, "configs/mnist_onecycle.py:source", **ONECYCLE)
     cnn = partial(row, "configs/mnist_cnn.py")
-    small, *smaller = (
+    small, mini, tiny, nano = (
         partial(row, f"configs/mnist_small.py{variant}", remark="(ours)") for variant in ("", ":mini", ":tiny", ":nano")
     )
-    best = (squeeze.pop(10), small, gap.pop("v5"), onecycle, squeeze.pop(9), squeeze.pop(6), *smaller)
+    best = (squeeze.pop(10), small, mini, gap.pop("v5"), onecycle, squeeze.pop(9), squeeze.pop(6), tiny, nano)
     rest = (source, *squeeze.values(), *gap.values())
     return sweep(
         *(each(seeds=(0,)) for each in best),
         *(each(seeds=(1, 2, 3, 4)) for each in best),
-        *(each(seeds=(5, 6, 7, 8, 9)) for each in (small, *smaller)),
+        *(each(seeds=(5, 6, 7, 8, 9)) for each in (small, mini, tiny, nano)),
         *(each(seeds=(0,)) for each in rest),
         cnn(seeds=3, overrides={"training.epochs": 10}, reported=99.08),
         *(each(seeds=(1, 2)) for each in rest),
