@@ -66,6 +66,8 @@ def test_results_say_what_leaked_also_after_fine_tuning(planted, tmp_path, capsy
     assert "were trained on" in printed and "not known" in printed
     twice = make_config(init_from=str(tmp_path / "leaking_fine_tuned"))
     assert weights.leaked(twice, "")
+    twice = make_config(init_from=str(tmp_path / "unknown_fine_tuned"))
+    assert weights.leaked(twice, "") is None
     # Fewer validation images in the first half: they may have been trained on.
     other_split = make_config(**{"init_from": str(tmp_path / "clean_fine_tuned"), "dataset.validation_examples": 30})
     assert weights.leaked(other_split, "") is None

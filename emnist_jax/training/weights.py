@@ -135,7 +135,7 @@ def leaked(config, dataset_sha256: str) -> bool | None:
         compared = theirs["transfer"]["target"] == config.dataset.name and config.dataset.validation_examples is None
         if config.dataset.name == datasets.FOLDER:
             same_split, compared = result["dataset_sha256"] == dataset_sha256, False
-        return result["leaked"] or (False if same_split or compared else None)
+        return result["leaked"] if result["leaked"] is not False or same_split or compared else None
     except (KeyError, TypeError, ValueError):  # made by an earlier version
         return None
 
