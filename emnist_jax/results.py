@@ -163,7 +163,7 @@ def check_figures(page: str, results: dict[str, list[dict]]) -> None:
 
 def check_commit(where: str, commit: str) -> None:
     """Raises UserError if a file was made with changes that no commit holds."""
-    if commit.endswith("-dirty") or commit == "unknown":
+    if "-dirty" in commit or "unknown" in commit:
         raise UserError(f"{where} was made with code that no commit holds ({commit})")
 
 

@@ -11,6 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from emnist_jax.errors import UserError
+from emnist_jax.reporting.environment import environment
 from emnist_jax.training import checkpoints, evaluation, loop, weights
 from shared import damage, fake_validation, make_config, numbers_of, parameters_of, scalars_of
 
@@ -115,15 +116,17 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_next_best(tmp_path, monkeypa
     assert "checkpoint 10" in (tmp_path / "log.txt").read_text()
 
 
-def test_a_damaged_newest_checkpoint_falls_back(finished, tmp_path):
+def test_a_damaged_newest_checkpoint_falls_back(finished, tmp_path, monkeypatch):
     workdir, result = finished
     again_in = shutil.copytree(workdir, tmp_path / "run")
     (again_in / "result.json").unlink()
     damage(again_in / "checkpoints/30")
+    monkeypatch.setattr(loop, "environment", lambda: environment() | {"commit": "another"})
     again = loop.train_and_evaluate(make_config(), again_in)
     log = (again_in / "log.txt").read_text()
     assert "checkpoint 30" in log and "cannot be read" in log and "resumed at step 20" in log
     assert numbers_of(again) == numbers_of(result)
+    assert again["commit"] == f"{result['commit']}, another"
     np.testing.assert_array_equal(parameters_of(again_in, 30), parameters_of(workdir, 30))
 
 

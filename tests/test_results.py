@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from emnist_jax import results
-from emnist_jax.config import row
+from emnist_jax.config import experiment_name, row
 from emnist_jax.errors import UserError
 from emnist_jax.reporting import environment, tables
 from emnist_jax.sweep import experiment_of
@@ -63,15 +63,18 @@ def test_only_changed_code_makes_a_commit_dirty(tmp_path, monkeypatch):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("a")
     monkeypatch.setattr(environment, "__file__", str(files[0]))
-    assert environment.commit() == "unknown"
+    commit = environment.commit.__wrapped__
+    assert commit() == "unknown"
     git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "another project, whose folder holds an installed copy")
+    assert commit() == "unknown"
     git("add", ".")
     git("commit", "-qm", "a")
-    clean = environment.commit()
+    clean = commit()
     assert len(clean) == 12
     for file, expected in zip(files, (f"{clean}-dirty", f"{clean}-dirty", clean), strict=True):
         file.write_text("b")
-        assert environment.commit() == expected
+        assert commit() == expected
         git("checkout", ".")
 
 
@@ -116,6 +119,9 @@ def test_tables_say_mean_deviation_and_what_is_missing():
     )
     command = "`python -m emnist_jax.main --config=configs/mnist_gap.py:v4`"
     assert f"| – (a remark) |  | not yet run | 0 of 1 |  |  |  | {command} |" in table
+    failures = {"mnist_gap_v5": ["seed 1: b", "seed 2: c"], "mnist_gap_v4": ["seed 0: a"]}
+    table = tables.markdown([ROW, other], found, failures=failures)
+    assert "| 2 of 2; failed: seed 1: b; seed 2: c |" in table and "| failed: seed 0: a | 0 of 1 |" in table
     found["mnist_gap_v5"][0]["validation"] = found["mnist_gap_v5"][1]["validation"] = {"top1": 0.97}
     assert "| 97.00 ± 0.00 | 98.50 ± 0.71 | 2 of 2 |" in tables.markdown([ROW], found)
     assert "| 97.00 ± 0.00 | 2 of 2 |" in tables.markdown([ROW], found, "validation")
@@ -135,6 +141,17 @@ def test_tables_say_what_leaked(leaked, said):
     found = {"mnist_gap_v5": [result_of(seed, 0.99) | {"leaked": leaked[seed]} for seed in (0, 1)]}
     assert f"| 99.00 ± 0.00{said} | 2 of 2 |" in tables.markdown([ROW], found)
     assert f"| 99.00 ± 0.00{said} | 99.44 |" in tables.headlines([ROW], found, 1)
+
+
+def test_no_two_rows_name_commands_of_one_workdir():
+    rows = {each["name"]: each for sweep in results.SWEEPS.values() for each in results.read_sweep(sweep).rows}
+    workdirs = {}
+    for name, each in rows.items():
+        command = tables.command_of(each).rpartition("&& ")[2]
+        told = re.search("--workdir=runs/(.*)", command)
+        workdirs[name] = told[1] if told else experiment_name(each["config"])
+        assert ("data_dir=FOLDER" in command) == ("emnist_pool" in command)
+    assert len(set(workdirs.values())) == len(rows)
 
 
 def test_a_pretraining_is_part_of_what_a_name_says():

@@ -1,5 +1,6 @@
 """What a figure was measured with."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -23,17 +24,20 @@ def environment() -> dict:
     }
 
 
+@functools.cache  # a sweep goes on with the code that it has imported, whatever is committed meanwhile
 def commit() -> str:
     """Returns the commit, with "-dirty" if code, configs or launch/ are not as in it, or "unknown".
 
     The tables and files of results do not count: each finished run changes them.
     """
     try:
+        if not _git("ls-files", Path(__file__).name):
+            return "unknown"  # installed, perhaps in a folder within another repository
         name = _git("describe", "--always", "--abbrev=12")
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/emnist_jax", ":/configs", ":/launch")
     except OSError:  # no git
         return "unknown"
-    return f"{name}-dirty" if changed else name or "unknown"
+    return f"{name}-dirty" if changed else name
 
 
 def _git(*arguments: str) -> str:

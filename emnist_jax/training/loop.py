@@ -119,6 +119,8 @@ class Training:
             if hosts.is_first() and (self.workdir / "config.json").exists():
                 log.warning("%s was begun but has no checkpoint: training starts over", self.workdir)
             self.state, self.record.leaked = run.initial_state(), run.leaked()
+        if self.environment["commit"] not in self.record.commits:
+            self.record.commits.append(self.environment["commit"])
 
     @hosts.all_or_none("described")  # a full disk shows here
     def _describe(self) -> None:
@@ -366,6 +368,7 @@ class Training:
             "compile_seconds": record.compile_seconds,
             "seed": run.config.seed,
             **self.environment,
+            "commit": ", ".join(record.commits),
             "config": config,
             "history": record.epochs,
         }

@@ -13,6 +13,7 @@ class Record:
 
     Attributes:
       dataset_sha256: Of the images and labels that the run uses.
+      commits: Of the code that has trained: several if a run was stopped and resumed by other code.
       leaked: Whether images of training are tested on, here or in a run that is fine-tuned from this; None: unknown.
       epochs: What each epoch found: "step" at its end, "train" and "validation" with "loss", "top1" and "top5", ...
       rollbacks: Of each return to the end of an earlier epoch: "step", "to_step" and "learning_rate_scale".
@@ -22,6 +23,7 @@ class Record:
     """
 
     dataset_sha256: str
+    commits: list[str] = dataclasses.field(default_factory=list)
     leaked: bool | None = False
     epochs: list[dict] = dataclasses.field(default_factory=list)
     rollbacks: list[dict] = dataclasses.field(default_factory=list)
