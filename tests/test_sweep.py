@@ -15,7 +15,7 @@ from emnist_jax import command_line, sweep
 from emnist_jax.config import row, validate
 from emnist_jax.errors import UserError
 from emnist_jax.reporting import tables
-from emnist_jax.results import STUDY, read_sweep
+from emnist_jax.results import STUDY, SWEEPS, read_sweep
 from emnist_jax.training import loop
 from processes import XLA_FLAGS
 from shared import make_config
@@ -118,9 +118,11 @@ def test_a_row_with_a_pretraining_starts_from_its_weights(tmp_path):
     assert "| 2 of 2 |" in stdout
 
     shutil.rmtree(tmp_path / "runs/transfer/pretrained_seed0")
-    code, again, stderr = finish(start(tmp_path, sweep=TRANSFER.replace("FOLDER", str(tmp_path))))
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    moved = f"--workdir={tmp_path / 'moved'}"
+    code, again, stderr = finish(start(tmp_path, moved, sweep=TRANSFER.replace("FOLDER", str(tmp_path))))
     assert code == 0 and again[again.index("|") :] == stdout[stdout.index("|") :], stderr
-    assert not (tmp_path / "runs/transfer/pretrained_seed0").exists()
+    assert not (tmp_path / "moved/transfer/pretrained_seed0").exists()
 
 
 @pytest.mark.slow
@@ -130,6 +132,10 @@ def test_shards_share_the_runs_and_minutes_end_between_two(tmp_path):
     codes = [finish(start(tmp_path, f"--shard={i}/2"))[0] for i in (0, 1)]
     assert codes == [2, 0]
     assert len(list(tmp_path.glob("runs/*/seed*/result.json"))) == 3
+    code, _, stderr = finish(start(tmp_path, "--minutes=0"))  # what failed is to go
+    assert (code, stderr) == (75, "--minutes=0 are over with 1 of 4 runs to go; the same command resumes\n")
+    code, stdout, _ = finish(start(tmp_path, "--minutes=0", "--shard=1/2"))
+    assert code == 0 and "| 1 of 2 |" not in stdout and "| 2 of 2 |" in stdout
 
 
 def test_the_seeds_of_a_row_share_the_compiled_programs(tmp_path, monkeypatch, built_once):
@@ -207,6 +213,15 @@ def test_every_row_of_every_sweep_is_valid_and_no_run_is_named_twice():
             validate(experiment)
             # A row may stand in several tables: its name says what it is.
             assert experiments.setdefault(each["name"], experiment.to_dict()) == experiment.to_dict(), each["name"]
+
+
+def test_every_row_of_a_table_is_of_its_data_set():
+    for name, path in SWEEPS.items():
+        dataset = {"mnist": "mnist", "onecycle rate": "mnist", "emnist pool": "emnist_pool"}.get(
+            name, "emnist/balanced"
+        )
+        for each in read_sweep(str(ROOT / path)).rows:
+            assert sweep.experiment_of(each, 0, []).dataset.name == dataset, each["name"]
 
 
 def test_sweeps_that_choose_do_not_look_at_the_test_images():

@@ -61,13 +61,15 @@ def epochs_at_bar(results: list[dict]) -> str:
 
 
 def command_of(row: dict) -> str:
-    """Returns the command that runs a row's first seed."""
+    """Returns the command that runs a row's first seed, in a workdir that no other row's command has."""
     overrides = "".join(f" --config.{key}={value}" for key, value in row["overrides"].items())
+    if row["overrides"].get("dataset.name") == "emnist_pool":
+        overrides += " --config.dataset.data_dir=FOLDER"
     command = f"python -m emnist_jax.main --config={row['config']}{overrides}"
     if first_half := row["pretraining"]:
         pretrained = f"runs/{experiment_name(first_half)}"
         command = f"python -m emnist_jax.main --config={first_half} && {command} --config.init_from={pretrained}"
-    return command
+    return command if row["name"] == experiment_name(row["config"]) else f"{command} --workdir=runs/{row['name']}"
 
 
 def of_leak(results: list[dict]) -> str:
@@ -101,11 +103,10 @@ def markdown(
         seeds.setdefault(row["name"], []).extend(row["seeds"])
     for row in {row["name"]: row for row in rows}.values():
         name, found, asked = f"`{row['name']}`", results.get(row["name"]), len(seeds[row["name"]])
+        failed = "; ".join((failures or {}).get(row["name"], []))
         reported = " ".join(filter(None, (_percent(row["reported"]), row["remark"])))
         if not found:
-            state = "not yet run"
-            if row["name"] in (failures or {}):
-                state = f"failed: {failures[row['name']][0]}"
+            state = f"failed: {failed}" if failed else "not yet run"
             line = [name, "", reported, *[""] * (len(splits) - 1), state, f"0 of {asked}"]
             lines.append([*line, *[""] * (len(columns) - len(line) - 1), f"`{command_of(row)}`"])
             continue
@@ -118,7 +119,7 @@ def markdown(
                 last = statistics.mean(result["history"][-1][each]["top1"] for result in found)
                 text += f"; last epoch {100 * last:.2f}"
             line.append(text)
-        line.append(f"{len(found)} of {asked}")
+        line.append(f"{len(found)} of {asked}" + f"; failed: {failed}" * bool(failed))
         line.append("best by validation" if by_validation else "last")
         line += [epochs_at_bar(found)] * with_bar
         line.append(f"{training_minutes(found):.2g}")
