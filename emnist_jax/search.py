@@ -1,13 +1,22 @@
 """Searches keys of a config for `emnist_jax.sweep`: Optuna proposes, and the validation images alone decide."""
 
+import os
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 
 from emnist_jax.errors import Stopped, UserError, first_line, unknown
+from emnist_jax.training.workdir import check_same
 
 
-def run(row: dict, search: dict, workdir: Path, train: Callable[[dict, int, Path], dict], is_over: Callable) -> None:
+def run(
+    row: dict,
+    search: dict,
+    common: dict,
+    workdir: Path,
+    train: Callable[[dict, int, Path], dict],
+    is_over: Callable[[], bool],
+) -> None:
     """Runs the trials that are missing, each in WORKDIR/trial_N/seedN, and prints all, the best first.
 
     A trial that failed is tried again by the next call. Stops do not change what is proposed.
@@ -15,12 +24,13 @@ def run(row: dict, search: dict, workdir: Path, train: Callable[[dict, int, Path
     Args:
       row: What all trials have in common.
       search: "ranges", "trials" and "sampler", as in `config.search`.
+      common: Dotted key -> value of the config of `row`: a later call must have the same.
       workdir: Takes the runs and Optuna's journal.
       train: Runs a row with a seed in a folder, and returns what result.json holds.
       is_over: Tells whether no further trial may start.
 
     Raises:
-      UserError: Optuna is missing, the ranges are wrong or not those of the workdir, or trials failed.
+      UserError: Optuna is missing, a range is wrong, the workdir holds another search, or trials failed.
       Stopped: The time is over.
     """
     from jax.errors import JaxRuntimeError
@@ -35,11 +45,18 @@ def run(row: dict, search: dict, workdir: Path, train: Callable[[dict, int, Path
         raise unknown("sampler", search["sampler"], samplers)
     ranges = {key: _distribution(key, values, optuna.distributions) for key, values in search["ranges"].items()}
     workdir.mkdir(parents=True, exist_ok=True)
-    journal = optuna.storages.journal.JournalFileBackend(str(workdir / "optuna.log"))
-    storage = optuna.storages.JournalStorage(journal)
+    journal = workdir.absolute() / "optuna.log"  # Optuna would wait for ever for the lock of a relative path
+    if journal.exists():
+        # A full disk leaves half a line, which Optuna cannot read.
+        os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
     study = optuna.create_study(storage=storage, study_name="search", direction="maximize", load_if_exists=True)
-    if any(trial.distributions != ranges for trial in study.trials):
-        raise UserError(f"{workdir} holds a search of other ranges: pass another --workdir")
+    settings = {key: value for key, value in common.items() if key not in ranges}
+    settings |= {f"the range of {key}": str(values) for key, values in ranges.items()}
+    settings |= {"sampler": search["sampler"], "seeds": list(row["seeds"])}
+    if not study.user_attrs:
+        study.set_user_attr("settings", settings)
+    check_same(workdir, study.user_attrs["settings"], settings)
 
     failures = []
     for number in range(search["trials"]):

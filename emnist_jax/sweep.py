@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from emnist_jax import command_line
+from emnist_jax.config import flatten
 from emnist_jax.errors import Stopped, UserError, first_line
 
 _WORKDIR = flags.DEFINE_string(
@@ -36,11 +37,12 @@ def main(sweep) -> None:
     workdir = Path(_WORKDIR.value or f"runs/{command_line.config_name()}").expanduser()
     if "search" in sweep:
         return _search(sweep, workdir)
+    results_folder = Path(_RESULTS.value).expanduser() if _RESULTS.value else None
     shard, shards = _parse_shard(_SHARD.value)
     runs = []
     ours = [(row, seed) for row in sweep.rows for seed in row["seeds"]][shard::shards]
     for row, seed in ours:
-        copy = Path(_RESULTS.value, row["name"], f"seed{seed}.json") if _RESULTS.value else None
+        copy = results_folder and results_folder / row["name"] / f"seed{seed}.json"
         runs.append((row, seed, workdir / row["name"] / f"seed{seed}", copy))
     to_train = sum(not _is_finished(folder, copy) for *_, folder, copy in runs)
     started, programs, failures, tried = time.monotonic(), {}, {}, 0
@@ -50,10 +52,11 @@ def main(sweep) -> None:
         if copy and copy.exists():
             continue
         minutes = (time.monotonic() - started) / 60
-        if _MINUTES.value is not None and minutes >= _MINUTES.value:
-            raise Stopped(f"--minutes={_MINUTES.value:g} are over with {len(runs) - number} of {len(runs)} runs to go")
         finished_before = _is_finished(folder, copy)
         if not finished_before:
+            if _MINUTES.value is not None and minutes >= _MINUTES.value:
+                to_go = sum(not _is_finished(folder, copy) for *_, folder, copy in runs[number:])
+                raise Stopped(f"--minutes={_MINUTES.value:g} are over with {to_go} of {len(runs)} runs to go")
             to_go = f", {minutes / tried * (to_train - tried):.0f} minutes to go" if tried else ""
             print(f"[{number + 1}/{len(runs)}] {row['name']} seed {seed}{to_go}", flush=True)
             tried += 1
@@ -71,7 +74,7 @@ def main(sweep) -> None:
                 split = sweep.split if result[sweep.split] else "validation"
                 top1 = f"{split} top-1 {100 * result[split]['top1']:.2f} %, " if result[split] else ""
                 print(f"    {top1}{result['train_seconds']:.0f} s", flush=True)
-    results = tables.read(Path(_RESULTS.value)) if _RESULTS.value else tables.read(workdir, "*/seed*/result.json")
+    results = tables.read(results_folder) if results_folder else tables.read(workdir, "*/seed*/result.json")
     print(tables.markdown(sweep.rows, results, sweep.split, failures))
     if tables.has_plot(sweep.rows, results) and sweep.split == "test":
         tables.plot(sweep.rows, results, workdir / "sweep.png")
@@ -84,16 +87,19 @@ def main(sweep) -> None:
 def _search(sweep, workdir: Path) -> None:
     from emnist_jax import search
     from emnist_jax.reporting import terminal
+    from emnist_jax.training.workdir import as_json
 
     if _RESULTS.value or _SHARD.value != "0/1":
         raise UserError("a search takes no --results and no --shard: leave them out")
-    if experiment_of(sweep.rows[0], 0, _OVERRIDE.value).dataset.validation_examples == 0:
+    experiment = experiment_of(sweep.rows[0], 0, _OVERRIDE.value)
+    if experiment.dataset.validation_examples == 0:
         raise UserError("a search needs validation images: set dataset.validation_examples in its row")
     started, programs = time.monotonic(), {}
     terminal.CONSOLE.quiet = True
     search.run(
         sweep.rows[0],
         sweep.search,
+        flatten(as_json(experiment)),
         workdir,
         lambda row, seed, folder: train(row, seed, _OVERRIDE.value, folder, programs),
         lambda: _MINUTES.value is not None and time.monotonic() - started >= 60 * _MINUTES.value,

@@ -1,7 +1,9 @@
 """A search of a config's keys: proposed the same whatever stops it, and decided by the validation images alone."""
 
 import json
+import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -42,8 +44,11 @@ class Trained:
         return {"validation": {"top1": 1 - abs(rate - 0.02) - 0.001 * seed}, "train_seconds": 1.0}
 
 
-def run(workdir, train, trials=6, ranges=RANGES, sampler="tpe", is_over=lambda: False):
-    search.run(ROW, search_config(ROW, ranges, trials, sampler).search, workdir, train, is_over)
+COMMON = {"training.epochs": 5.0, "dataset.data_dir": None, "optimizer.learning_rate": 0.1}
+
+
+def run(workdir, train, trials=6, ranges=RANGES, sampler="tpe", is_over=lambda: False, row=ROW, common=COMMON):
+    search.run(row, search_config(row, ranges, trials, sampler).search, common, workdir, train, is_over)
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
@@ -100,20 +105,40 @@ def test_a_search_that_is_killed_after_any_record_of_its_journal_goes_on(tmp_pat
     run(tmp_path / "whole", whole, trials=3)
     journal = (tmp_path / "whole/optuna.log").read_bytes()
     lines = [i + 1 for i, byte in enumerate(journal) if byte == ord("\n")]
-    for end in [0, *lines]:
+    for end in [0, *lines, *(line - 9 for line in lines)]:  # of a full disk, half a line
         folder = tmp_path / f"killed_{end}"
         folder.mkdir()
         (folder / "optuna.log").write_bytes(journal[:end])
-        told = journal[:end].count(b'"state":1')  # of a trial: complete
+        whole_lines = journal[: journal.rfind(b"\n", 0, end) + 1]
+        told = whole_lines.count(b'"state":1')  # of a trial: complete
         parts = Trained()
         run(folder, parts, trials=3)
         assert parts.runs == whole.runs[2 * told :]  # each trial has two seeds
 
 
+def test_optunas_lock_is_no_broken_link(tmp_path, monkeypatch):
+    """For one that a kill has left, Optuna would wait for ever."""
+    intact, symlink = [], os.symlink
+    monkeypatch.setattr(os, "symlink", lambda target, link: symlink(target, link) or intact.append(Path(link).exists()))
+    monkeypatch.chdir(tmp_path)
+    run(Path("search"), Trained(), trials=1)
+    assert intact and all(intact)
+
+
 def test_what_is_no_search_is_refused(tmp_path):
     run(tmp_path, Trained(), trials=1)
-    with pytest.raises(UserError, match="holds a search of other ranges: pass another --workdir"):
-        run(tmp_path, Trained(), ranges={"optimizer.learning_rate": (0.001, 0.2)})
+    for other, message in (
+        (
+            {"ranges": RANGES | {"optimizer.learning_rate": (0.1, 0.2)}},
+            "range of optimizer.learning_rate was .*high=0.1",
+        ),
+        ({"sampler": "random"}, "sampler was tpe, is random"),
+        ({"row": row("configs/mnist_squeeze.py:10", seeds=3, name="a")}, r"seeds was \[0, 1\], is \[0, 1, 2\]"),
+        ({"common": COMMON | {"training.epochs": 6.0}}, "training.epochs was 5.0, is 6.0"),
+    ):
+        with pytest.raises(UserError, match=f"belongs to another config .*{message}.*; pass another --workdir"):
+            run(tmp_path, Trained(), **other)
+    run(tmp_path, Trained(), trials=1, common=COMMON | {"dataset.data_dir": "elsewhere"})
     with pytest.raises(UserError, match="unknown sampler 'tpo'; did you mean 'tpe'"):
         run(tmp_path, Trained(), sampler="tpo")
     for values in ((1,), (2, 1), (0, 1, "log"), (1, 2, "lin"), 3, []):

@@ -55,7 +55,9 @@ def open_workdir(workdir: Path, config) -> Iterator[None]:
         path = workdir / "config.json"
         if path.exists():
             with _reading(path):
-                _check_same(workdir, json.loads(path.read_text()), as_json(config))
+                # A key that is newer than the run had its default.
+                found = flatten(base().to_dict()) | flatten(json.loads(path.read_text()))
+                check_same(workdir, found, flatten(as_json(config)))
         yield
 
 
@@ -81,10 +83,14 @@ def _lock(file) -> bool:
             return False
 
 
-def _check_same(workdir: Path, found: dict, wanted: dict) -> None:
-    # A key that is newer than the run had its default.
-    found, wanted = flatten(base().to_dict()) | flatten(found), flatten(wanted)
-    differing = {key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key)}
+def check_same(workdir: Path, found: dict, wanted: dict) -> None:
+    """Raises UserError if the dotted keys of a workdir's config and those that are wanted differ."""
+
+    def value(key: str, config: dict):
+        # A run, and beside it the one that it starts from, may have been moved.
+        return Path(config[key]).parts[-2:] if key == "init_from" and config.get(key) else config.get(key)
+
+    differing = {key for key in found.keys() | wanted.keys() if value(key, found) != value(key, wanted)}
     if differing := sorted(differing - FREE_KEYS):
         pairs = ", ".join(f"{key} was {found.get(key)}, is {wanted.get(key)}" for key in differing)
         raise UserError(f"{workdir} belongs to another config ({pairs}); pass another --workdir")
