@@ -29,6 +29,8 @@ def main(config) -> None:
         # JAX aborts if another process is lost: absl's dump of all threads would bury its message.
         faulthandler.disable()
         hosts.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    elif passed := [flag.name for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID) if flag.value is not None]:
+        raise UserError(f"--{passed[0]} is for several processes: pass --distributed, too")
     hosts.check_devices()
     loop.train_and_evaluate(config, Path(_WORKDIR.value or f"runs/{command_line.config_name()}").expanduser())
 

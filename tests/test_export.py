@@ -149,6 +149,10 @@ def test_without_the_test_set_other_images_serve_and_the_reason_is_told(classifi
         raise UserError("cannot download mnist: pass --config.dataset.data_dir=FOLDER")
 
     monkeypatch.setattr(official, "_read_tfds", no_network)
+    config = classifier.config.copy_and_resolve_references()
+    config.dataset.data_dir = "folder_that_is_gone"
+    elsewhere = exported.test_images(dataclasses.replace(classifier, config=config))
+    assert elsewhere.instead_of.startswith("--data_dir=folder_that_is_gone") and elsewhere.labels is None
     test = exported.test_images(classifier)
     assert test.instead_of == "cannot download mnist: pass --data_dir=FOLDER"
     assert test.labels is None and "not the test set" in test.name

@@ -169,6 +169,7 @@ def test_the_variants_of_the_densenet():
             ("--config=configs/quickstart.py", "--distributed", "--coordinator_address=localhost:8476"),
             "Pass --coordinator_address",
         ),
+        (("--config=configs/quickstart.py", "--process_id=0"), "pass --distributed, too"),
         (("--config=configs/lenet5.py", "--config.dataset.data_dir=/nowhere"), "/nowhere is no folder"),
     ],
 )

@@ -88,7 +88,7 @@ def test_images(classifier: Classifier, data_dir: str | None = None) -> TestImag
         name = f"all {len(dataset.test.labels):,} test images of {dataset.name}"
         return TestImages(name, dataset.test.images, dataset.test.labels)
     config.update({"name": "synthetic/balanced", "seed": 0, "train_per_class": 1, "test_per_class": 20})
-    config.validation_examples = 0
+    config.data_dir, config.validation_examples = None, 0
     rendered = datasets.load(config).test.images
     noise = np.random.default_rng(0).integers(0, 256, (_RANDOM_IMAGES, 28, 28), np.uint8)
     images = np.concatenate([rendered, noise])
