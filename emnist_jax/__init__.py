@@ -39,7 +39,7 @@ def create(name: str, num_classes: int, **settings) -> Network:
       **settings: Other values for the section `config.model`, e.g. `activation="swish"`.
 
     Raises:
-      UserError: A name or value is unknown, or the network does not have one of the settings.
+      UserError: A name or value is unknown, or the network lacks a place of dropout, or the stem, that is set.
     """
     from emnist_jax import config, models
     from emnist_jax.errors import UserError, unknown

@@ -27,7 +27,6 @@ from processes import ROOT, run
 from shared import REAL_DATA, example_files, needs_real_data, write_files
 
 RNG = np.random.default_rng(0)
-WEIGHTS = ("float32", "int8")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def written(classifier, test_set, folder):
     """Path and what was verified, by format and weights."""
     files = {}
     for to in exported.FORMATS:
-        for weights in WEIGHTS:
+        for weights in compression.WEIGHTS:
             path = folder / f"digits_{weights}.{to}"
             files[to, weights] = path, exported.write(classifier, path, to, weights, test_set)[0]
     return files
@@ -60,7 +59,7 @@ def rounded(classifier):
 
 
 @pytest.mark.parametrize("to", exported.FORMATS)
-@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("weights", compression.WEIGHTS)
 def test_a_file_answers_as_the_network_whatever_the_size_of_the_batch(classifier, test_set, written, to, weights):
     path, verified = written[to, weights]
     network = rounded(classifier) if weights == "int8" else classifier
@@ -80,7 +79,7 @@ def test_a_file_answers_as_the_network_whatever_the_size_of_the_batch(classifier
 
 @pytest.mark.parametrize("to", exported.FORMATS)
 def test_int8_makes_every_format_smaller(written, to):
-    sizes = [written[to, weights][0].stat().st_size for weights in WEIGHTS]
+    sizes = [written[to, weights][0].stat().st_size for weights in compression.WEIGHTS]
     assert sizes[1] < 0.6 * sizes[0]
 
 

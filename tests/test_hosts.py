@@ -399,18 +399,6 @@ def test_the_exit_code_does_not_depend_on_where_the_message_goes(processes):
 
 
 @pytest.mark.slow
-def test_out_of_memory_is_no_lost_process(processes):
-    run = "command_line.run(lambda _: jax.numpy.zeros(2**46), 'optional')"
-    program = f"import jax; from emnist_jax import command_line; {run}"
-    process = processes.start(MAIN[0], "-c", program)
-    assert process.code() == 2
-    assert (
-        process.output.startswith("error: out of memory (JaxRuntimeError: RESOURCE_EXHAUSTED")
-        and "lower config.training.batch_size" in process.output
-    )
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(("script", "devices"), [("one_gpu.sh", 1), ("four_gpus.sh", 4)])
 def test_the_scripts_for_one_host(processes, tmp_path, script, devices):
     arguments = (*TINY, f"--workdir={tmp_path / 'run'}", "--config.training.steps=2")

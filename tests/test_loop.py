@@ -233,7 +233,7 @@ def test_a_folder_of_other_things_is_no_workdir(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_init_from_refuses_a_network_that_computes_something_else(finished, tmp_path, monkeypatch):
+def test_init_from_refuses_a_network_that_computes_something_else(finished, tmp_path):
     workdir, _ = finished
     config = make_config(**{"init_from": str(workdir), "training.steps": 1, "model.activation": "elu"})
     with pytest.raises(UserError, match="holds another network: activation is relu, not elu"):

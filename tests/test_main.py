@@ -1,5 +1,6 @@
 """The programs as a user starts them: every experiment file, and what bad input prints."""
 
+import ast
 import importlib.util
 import itertools
 import json
@@ -234,9 +235,32 @@ def test_summary_of_all():
     assert all(line.strip() in page for line in done.stdout.split("\n") if "`" in line)
 
 
+# Where a section of the config alone is read, as `config` or `c`.
+READERS = {
+    "augmentation": "training/augmentation.py",
+    "dataset": "datasets/__init__.py",
+    "model": "models/__init__.py",
+    "optimizer": "training/optimizers.py",
+    "schedule": "training/optimizers.py",
+}
+
+
 def test_every_key_of_the_base_config_is_read():
-    source = "".join(path.read_text() for path in (ROOT / "emnist_jax").rglob("*.py") if path.name != "config.py")
-    keys = {key.rpartition(".")[2] for key in flatten(config_lib.base().to_dict())}
-    places = set(config_lib.base().model.dropout)
-    assert {key for key in keys if not re.search(rf"\b(config|c|schedule)\.(\w+\.)*{key}\b", source)} <= places
-    assert all(f"{place}_dropout" in source for place in places)
+    package, read = ROOT / "emnist_jax", set()
+    for path in package.rglob("*.py"):
+        if path.name == "config.py":
+            continue
+        sections = [section for section, reader in READERS.items() if path == package / reader]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)):
+                continue
+            parent, key = ast.unparse(node).split(".")[-2:]
+            if parent in ("config", "c"):
+                read |= {f"{section}.{key}" for section in sections} or {key}
+            else:
+                read.add(f"{parent}.{key}")
+    keys = set(flatten(config_lib.base().to_dict()))
+    places = {key for key in keys if key.startswith("model.dropout.")}
+    assert keys - places <= read
+    models_source = "".join(path.read_text() for path in (package / "models").rglob("*.py"))
+    assert all(f"{place.rpartition('.')[2]}_dropout" in models_source for place in places)

@@ -104,7 +104,7 @@ def test_a_second_interrupt_ends_at_once_but_a_second_sigterm_does_not():
         raise Stopped
 
 
-def test_a_signal_that_nobody_looked_at_is_not_lost(monkeypatch):
+def test_a_signal_that_nobody_looked_at_is_not_lost():
     heard = []
     previous = signal.signal(signal.SIGTERM, lambda *arguments: heard.append(arguments))
     try:

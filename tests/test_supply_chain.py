@@ -29,7 +29,7 @@ def test_archives_are_read_where_they_lie(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["gzip.zip"]
 
 
-def test_checkpoints_are_not_unpickled(finished, tmp_path):
+def test_checkpoints_are_not_unpickled(finished):
     workdir, _ = finished
     run = build(make_config())
     state = run.initial_state()

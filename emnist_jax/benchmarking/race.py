@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import statistics
 import sys
 import threading
 import time
@@ -32,10 +31,6 @@ class Outcome:
     images_per_second: list[float] = dataclasses.field(default_factory=list)
     peak_bytes: int = 0
     error: str = ""
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.images_per_second) if self.images_per_second else 0.0
 
 
 def race(contenders: Sequence[Callable], setting: Setting, rounds: int, seconds: float) -> list[Outcome]:

@@ -92,7 +92,7 @@ def create(config, num_classes: int, axis_name: str | None = None) -> Network:
       axis_name: Mesh axis over which the batch is split, or None outside `shard_map`.
 
     Raises:
-      UserError: A name or value is unknown, or the network does not have one of the settings.
+      UserError: A name or value is unknown, or the network lacks a place of dropout, or the stem, that is set.
     """
     if config.name in IMAGENET:
         raise UserError(f"model {config.name!r} is for counts alone; use {config.name.removesuffix('_imagenet')!r}")

@@ -177,9 +177,7 @@ def gap(batch_norm: bool, pooled: bool) -> tuple:
 GAP = {
     "v1": gap(batch_norm=False, pooled=False),
     "v2": gap(batch_norm=False, pooled=True),
-    "v3": gap(batch_norm=True, pooled=True),
-    "v4": gap(batch_norm=True, pooled=True),
-    "v5": gap(batch_norm=True, pooled=True),
+    **dict.fromkeys(("v3", "v4", "v5"), gap(batch_norm=True, pooled=True)),
 }
 
 ONECYCLE = (
