@@ -149,7 +149,8 @@ def keep_compiled_programs() -> None:
         folder = cache / f"programs_{hashlib.sha256(processor.encode()).hexdigest()[:8]}"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
-            _remove_half_written(folder)
+            if os.environ.get("JAX_COMPILATION_CACHE_MAX_SIZE") != "-1":  # without a limit, JAX notes no times
+                _remove_half_written(folder)
             os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
             os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))
             os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")

@@ -6,9 +6,9 @@
 set -euo pipefail
 minutes=${1:?minutes} jobs=${JOBS:-1} ended=0 stopped=0 children=()
 shift
-gpus=${CUDA_VISIBLE_DEVICES:-0}
-export CUDA_VISIBLE_DEVICES=${gpus%%,*}
-if ((jobs > 1)); then export XLA_PYTHON_CLIENT_MEM_FRACTION=.$(printf %02d $((90 / jobs))); fi
+gpus=${CUDA_VISIBLE_DEVICES-0}
+export CUDA_VISIBLE_DEVICES=${gpus%%,*} JAX_PLATFORMS="${JAX_PLATFORMS:-cuda}"
+if ((jobs > 1)); then export XLA_CLIENT_MEM_FRACTION=.$(printf %02d $((90 / jobs))); fi
 trap 'stopped=1 interrupted=1; kill -TERM $(jobs -p) 2>/dev/null || true' TERM INT
 for ((job = 0; job < jobs && !stopped; job++)); do
   python -m emnist_jax.sweep --config="configs/sweeps/all.py:${EMNIST:-balanced}" --results=results --workdir=runs/all \

@@ -12,7 +12,12 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cuda}"
-shard=$((${SLURM_ARRAY_TASK_ID:?pass --array=0-7 to sbatch} - SLURM_ARRAY_TASK_MIN))/$SLURM_ARRAY_TASK_COUNT
+: "${SLURM_ARRAY_TASK_ID:?pass --array=0-7 to sbatch}"
+if ((SLURM_ARRAY_TASK_MAX - SLURM_ARRAY_TASK_MIN >= SLURM_ARRAY_TASK_COUNT)); then
+  echo "the tasks share the runs by their numbers: pass --array=0-7 to sbatch, without gaps" >&2
+  exit 2
+fi
+shard=$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN))/$SLURM_ARRAY_TASK_COUNT
 code=0
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" python -m emnist_jax.sweep --shard="$shard" "$@" || code=$?
 # As in slurm.sh. The number is that of this task alone.

@@ -1,5 +1,6 @@
 """The benchmark: PyTorch's networks are ours, each contender gets its turns, and the table says what was measured."""
 
+import importlib.util
 import json
 import os
 
@@ -133,8 +134,8 @@ def test_wrong_flags_are_one_line(argument, message):
 
 
 @pytest.mark.slow
-def test_the_command_measures_ours_and_says_what_failed(tmp_path):
-    """PyTorch is hidden from the tests."""
+@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")
+def test_the_command_measures_ours_without_pytorch(tmp_path):
     done = run(
         "benchmark", "--models=lenet5", "--batch_sizes=16", "--rounds=2", "--seconds=0.01", f"--out={tmp_path}/out.json"
     )
@@ -142,7 +143,7 @@ def test_the_command_measures_ours_and_says_what_failed(tmp_path):
     record = json.loads((tmp_path / "out.json").read_text())
     assert [row["task"] for row in record["rows"]] == ["training", "augmented training", "inference"]
     for row in record["rows"]:
+        assert row["contenders"].keys() == {"emnist_jax"}
         assert len(row["contenders"]["emnist_jax"]["images_per_second"]) == 2
-        assert "ImportError" in row["contenders"]["pytorch"]["error"]
     assert speed.table(record).count("`lenet5`") == 3
-    assert "pytorch failed: ImportError" in done.stdout
+    assert "PyTorch is not installed" in done.stdout

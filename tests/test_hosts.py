@@ -465,7 +465,8 @@ def slurm(processes, tmp_path):
 
 @pytest.mark.parametrize(("script", "codes"), [("slurm.sh", {75, 134, 137, 143}), ("slurm_sweep.sh", {75, 137, 143})])
 def test_slurm_requeues_after_these_codes_alone(slurm, tmp_path, script, codes):
-    array = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "4"}
+    array = {"TASK_ID": "3", "TASK_MIN": "1", "TASK_MAX": "4", "TASK_COUNT": "4"}
+    array = {f"SLURM_ARRAY_{name}": value for name, value in array.items()}
     calls, requeued = tmp_path / "bin/scontrol.calls", set()
     for code in (0, 1, 2, 75, 134, 137, 139, 143):
         job = slurm("--config=FILE", script=script, END_WITH=str(code), **array)
@@ -483,6 +484,10 @@ def test_slurm_requeues_after_these_codes_alone(slurm, tmp_path, script, codes):
 def test_a_sweep_that_is_no_array_says_so(slurm):
     job = slurm("--config=FILE", script="slurm_sweep.sh", END_WITH="0")
     assert job.code() == 1 and job.output.endswith("SLURM_ARRAY_TASK_ID: pass --array=0-7 to sbatch\n")
+    array = {"TASK_ID": "2", "TASK_MIN": "0", "TASK_MAX": "6", "TASK_COUNT": "4"}  # --array=0-6:2
+    array = {f"SLURM_ARRAY_{name}": value for name, value in array.items()}
+    job = slurm("--config=FILE", script="slurm_sweep.sh", END_WITH="0", **array)
+    assert job.code() == 2 and "without gaps" in job.output
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from emnist_jax.errors import UserError
 from emnist_jax.reporting.environment import environment
-from emnist_jax.training import checkpoints, evaluation, loop, weights
+from emnist_jax.training import checkpoints, evaluation, loop, train_step, weights
 from shared import damage, fake_validation, make_config, numbers_of, parameters_of, scalars_of
 
 
@@ -155,8 +155,11 @@ def test_transfer_begins_with_the_tested_network(finished, tmp_path):
     run = loop.build(config)
     variables, test = run.initial_state().variables, run.dataset.test
     evaluator = evaluation.Evaluator(run.model, run.config, run.mesh, variables, (28, 28), len(test.labels))
-    measured = evaluation.measure(evaluator.logits(variables, evaluator.batches(test.images), 50), test.labels)
-    assert measured == pytest.approx(result["test"], rel=1e-5)
+    logits = evaluator.logits(variables, evaluator.batches(test.images), len(test.labels))
+    assert evaluation.measure(logits, test.labels) == pytest.approx(result["test"], rel=1e-5)
+    assert len(test.labels) % evaluator.batch_size  # so that the last batch is filled up
+    x = train_step.network_input(test.images, config, run.model.input_shape)
+    np.testing.assert_allclose(logits, run.model.clone(axis_name=None).apply(variables, x, train=False), 1e-4, 1e-5)
 
 
 def test_transfer_to_other_classes_keeps_the_new_head(finished, caplog, monkeypatch):

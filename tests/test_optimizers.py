@@ -210,6 +210,9 @@ def test_step_equals_pytorch():
     stored = [0.1, 0.1, 0.1, 0.018, 0.018, 0.018, 0.00324, 0.00324, 0.00324, 0.0005832]
     config = config_of(schedule="step", step_epochs=3.0, factor=0.18)
     np.testing.assert_allclose(rates(config, 50, 5)[:50], np.repeat(stored, 5), rtol=1e-5)
+    # Floats round 41 / 41 to less than 1 if they multiply by 1 / 41.
+    config = config_of(schedule="step", step_epochs=1.0, factor=0.18)
+    np.testing.assert_allclose(rates(config, 123, 41)[:123], np.repeat([0.1, 0.018, 0.00324], 41), rtol=1e-5)
 
 
 def test_onecycle_equals_pytorch():

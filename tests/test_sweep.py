@@ -154,7 +154,7 @@ def test_the_seeds_of_a_row_share_the_compiled_programs(tmp_path, monkeypatch, b
 # As python: notes its flags and ends with the code that CODES has for its shard, after SECONDS_TO_RUN.
 PYTHON = """#!/usr/bin/env bash
 trap 'kill %1; exit 75' TERM
-echo "GPU $CUDA_VISIBLE_DEVICES, memory ${XLA_PYTHON_CLIENT_MEM_FRACTION:-all} $@" >>"$0.calls"
+echo "GPU $CUDA_VISIBLE_DEVICES, memory ${XLA_CLIENT_MEM_FRACTION:-all} $@" >>"$0.calls"
 if [[ $* == *results ]]; then exit "$TABLES"; fi
 sleep "$SECONDS_TO_RUN" &
 wait

@@ -20,7 +20,8 @@ class Outcome:
 
     Attributes:
       name: Of the contender.
-      first_batch_seconds: From a started process to the end of its first batch: imports, data, network, compilation.
+      first_batch_seconds: To the end of its first batch, in a process that has Python running: its imports, data,
+        network and compilation.
       images_per_second: Of each round.
       peak_bytes: Most memory at a time: of the GPU, or of the process on a CPU.
       error: Why there is none of the others; "" if there is.

@@ -61,7 +61,8 @@ def _onecycle(config, rate, steps, steps_per_epoch):
 def _step(config, rate, steps, steps_per_epoch):
     # No longer than the training, so that it is an int32.
     transition_steps = min(max(round(config.step_epochs * steps_per_epoch), 1), steps)
-    return optax.exponential_decay(rate, transition_steps, config.factor, staircase=True)
+    # optax.exponential_decay(staircase=True) may be a step late: compiled, it divides by multiplying.
+    return lambda step: rate * config.factor ** (step // transition_steps)
 
 
 def _cosine(config, rate, steps, steps_per_epoch):
