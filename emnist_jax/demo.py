@@ -44,6 +44,8 @@ def main() -> None:
         import waitress
     except ImportError as error:
         raise UserError("waitress is missing, which serves the page; pip install -e '.[demo]'") from error
+    if not _HOST.value:
+        raise UserError("--host is empty: pass 127.0.0.1, or 0.0.0.0 for other computers, too")
     listener = listen(_HOST.value, _PORT.value)
 
     from emnist_jax.inference import classifier, server
@@ -53,7 +55,7 @@ def main() -> None:
         server.warm_up(network)
     address, port, *_ = listener.getsockname()
     loopback = ipaddress.ip_address(address).is_loopback
-    application = server.application(network, {address, _HOST.value, "localhost"} if loopback else None)
+    application = server.application(network, {address, _HOST.value.lower(), "localhost"} if loopback else None)
     host = f"[{_HOST.value}]" if ":" in _HOST.value else _HOST.value
     url = f"http://{host}:{port}/"
     print(f"{url} is ready; Ctrl-C ends it", flush=True)
@@ -62,8 +64,10 @@ def main() -> None:
         threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
     # One thread, so that large pictures wait for each other instead of filling the memory; it would warn of each wait.
     logging.getLogger("waitress.queue").disabled = True
+    # What is a little too large is refused by the application, which says why.
+    most_bytes = 2 * server.MOST_BYTES
     waitress.create_server(
-        application, sockets=[listener], threads=1, max_request_body_size=server.MOST_BYTES, ident=None
+        application, sockets=[listener], threads=1, max_request_body_size=most_bytes, ident=None
     ).run()
 
 

@@ -12,6 +12,7 @@ The second sets two or more runs side by side, by their result.json: configs, cu
 import contextlib
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 from absl import flags
@@ -107,7 +108,7 @@ def _compare(paths: tuple[str, ...]) -> None:
 
 def _out_folder(name: str) -> Path:
     """Makes the folder, before anything takes long."""
-    out = Path(_OUT.value or f"evaluation/{name}").expanduser()
+    out = Path(os.path.expanduser(_OUT.value or f"evaluation/{name}"))
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
     return out

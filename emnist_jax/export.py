@@ -6,6 +6,7 @@ to run each format without this package.
 """
 
 import gzip
+import os
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +40,10 @@ def main() -> None:
     from emnist_jax.inference.classifier import load
 
     classifier = load(_NETWORK())
-    path = Path(_OUT.value or f"{command_line.file_name(_NETWORK())}.{_TO.value}")
-    if path.resolve() == Path(_NETWORK()).resolve():
+    path = Path(os.path.expanduser(_OUT.value or f"{command_line.file_name(_NETWORK())}.{_TO.value}"))
+    if path.is_dir():
+        raise UserError(f"--out={path} is a folder: pass a file")
+    if path.resolve() == Path(os.path.expanduser(_NETWORK())).resolve():
         raise UserError(f"{path} is the network's own file: pass another --out")
     console = Console(stderr=True)
     with console.status("Reading the test images"):

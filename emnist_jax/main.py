@@ -1,6 +1,7 @@
 """Trains and tests: `python -m emnist_jax.main --config=configs/densenet.py [--config.KEY=VALUE ...]`."""
 
 import faulthandler
+import os
 from pathlib import Path
 
 from absl import flags
@@ -32,7 +33,8 @@ def main(config) -> None:
     elif passed := [flag.name for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID) if flag.value is not None]:
         raise UserError(f"--{passed[0]} is for several processes: pass --distributed, too")
     hosts.check_devices()
-    loop.train_and_evaluate(config, Path(_WORKDIR.value or f"runs/{command_line.config_name()}").expanduser())
+    workdir = Path(os.path.expanduser(_WORKDIR.value or f"runs/{command_line.config_name()}"))
+    loop.train_and_evaluate(config, workdir)
 
 
 if __name__ == "__main__":

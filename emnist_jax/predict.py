@@ -17,6 +17,8 @@ from emnist_jax.errors import UserError
 _NETWORK = command_line.define_network_flags()
 _SINGLE = flags.DEFINE_bool("single", False, "Take each picture as one character, and do not cut it")
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of tables", allow_override=True)
+# Of a picture's height: matplotlib draws no more than twice as many.
+_MOST_PIXELS = 2**15
 _SHOW = flags.DEFINE_string("show", None, "Picture to write: what was cut out, and what the network saw")
 
 
@@ -44,7 +46,8 @@ def main(*paths: str) -> None:
             json.dumps([readings.as_dict(path, answers.get(path), failures.get(path)) for path in dict.fromkeys(paths)])
         )
     if _SHOW.value and answers:
-        readings.draw(answers).savefig(_SHOW.value, dpi=150)
+        figure = readings.draw(answers)
+        figure.savefig(_SHOW.value, dpi=min(150, _MOST_PIXELS / figure.get_figheight()))
     if failures:
         raise UserError(f"{len(failures)} of {len(answers) + len(failures)} pictures could not be read")
 

@@ -5,6 +5,7 @@ stopped goes on. If a run fails, the others go on, and the table says why it fai
 keys, such as configs/sweeps/squeeze_search.py.
 """
 
+import os
 import re
 import shutil
 import time
@@ -34,10 +35,10 @@ def main(sweep) -> None:
     from emnist_jax.training import hosts
 
     hosts.check_devices()
-    workdir = Path(_WORKDIR.value or f"runs/{command_line.config_name()}").expanduser()
+    workdir = Path(os.path.expanduser(_WORKDIR.value or f"runs/{command_line.config_name()}"))
     if "search" in sweep:
         return _search(sweep, workdir)
-    results_folder = Path(_RESULTS.value).expanduser() if _RESULTS.value else None
+    results_folder = Path(os.path.expanduser(_RESULTS.value)) if _RESULTS.value else None
     shard, shards = _parse_shard(_SHARD.value)
     runs = []
     ours = [(row, seed) for row in sweep.rows for seed in row["seeds"]][shard::shards]

@@ -235,6 +235,11 @@ def test_both_kinds_of_address_can_be_listened_at(host, family):
         assert (listener.family, listener.getsockname()[0]) == (family, host)
 
 
+def test_an_empty_host_is_refused():
+    done = run("demo", "--host=")
+    assert (done.returncode, done.stderr.startswith("error: --host is empty: pass 127.0.0.1")) == (2, True)
+
+
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "waitress", None)
     with pytest.raises(errors.UserError, match=r"^waitress is missing.*; pip install -e '\.\[demo\]'$"):

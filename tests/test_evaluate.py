@@ -145,6 +145,7 @@ def subject(trained_on, dataset, same=True, split="test", **changes) -> examinat
     result = {"model": "m", "commit": "c", "synthetic": False, "dataset_sha256": "a", "leaked": False}
     config = base()
     config.dataset.name, config.transfer.target = trained_on, changes.pop("target", None)
+    config.init_from = changes.pop("init_from", None)
     fake = types.SimpleNamespace(result=result | changes, config=config, variables={"params": np.zeros(3)})
     synthetic = dataset.startswith("synthetic/")
     data = types.SimpleNamespace(name=dataset, sha256="a" if same else "b", synthetic=synthetic)
@@ -161,6 +162,7 @@ def subject(trained_on, dataset, same=True, split="test", **changes) -> examinat
         ({"trained_on": "emnist/bymerge", "dataset": "emnist/balanced"}, None),
         ({"trained_on": "emnist/bymerge", "dataset": "emnist/balanced", "target": "emnist/balanced"}, False),
         ({"trained_on": "synthetic/digits", "dataset": "mnist", "synthetic": True}, False),
+        ({"trained_on": "synthetic/digits", "dataset": "mnist", "synthetic": True, "init_from": "runs/a"}, None),
     ],
 )
 def test_what_leaked_is_not_taken_for_granted(arguments, leaked):

@@ -141,6 +141,9 @@ def test_all_test_images_of_the_networks_own_data_set_are_read(classifier, tmp_p
     np.testing.assert_array_equal(test.labels, labels)
     with pytest.raises(UserError, match="^--data_dir=.*missing is no folder"):
         exported.test_images(classifier, str(tmp_path / "missing"))
+    other = dataclasses.replace(classifier, class_names=tuple("abcdefghij"))
+    with pytest.raises(UserError, match="does not know the classes that mnist has now: pass another --data_dir"):
+        exported.test_images(other, str(tmp_path))
 
 
 def test_without_the_test_set_other_images_serve_and_the_reason_is_told(classifier, monkeypatch):
@@ -302,12 +305,19 @@ def test_a_wrong_command_is_refused(values, message):
         command(**values)
 
 
-def test_the_networks_own_file_is_not_overwritten(written):
+def test_the_networks_own_file_is_not_overwritten(written, monkeypatch):
     path = written["safetensors", "float32"][0]
     before = path.read_bytes()
-    done = run("export", "--to=safetensors", f"--model={path}", f"--out={path}", "--weights=int8")
-    assert (done.returncode, path.read_bytes()) == (2, before)
-    assert done.stderr == f"error: {path} is the network's own file: pass another --out\n"
+    monkeypatch.setenv("HOME", str(path.parent))
+    for model in (path, f"~/{path.name}"):
+        done = run("export", "--to=safetensors", f"--model={model}", f"--out={path}", "--weights=int8")
+        assert (done.returncode, path.read_bytes()) == (2, before)
+        assert done.stderr == f"error: {path} is the network's own file: pass another --out\n"
+
+
+def test_a_folder_is_no_file(tmp_path):
+    done = run("export", "--to=safetensors", "--model=mnist_squeeze_10", f"--out={tmp_path}")
+    assert (done.returncode, done.stderr) == (2, f"error: --out={tmp_path} is a folder: pass a file\n")
 
 
 def test_the_command_prints_what_it_found(classifier, tmp_path, capsys, monkeypatch):

@@ -176,6 +176,14 @@ def test_a_dot_belongs_to_its_stem_and_specks_to_nothing():
     assert [character.box for character in read_boxes(picture)] == [character.box for character in stem_and_dot]
 
 
+@pytest.mark.parametrize("side", [1, 32, 100, 256])
+def test_two_tones_are_told_apart(side):
+    picture = np.zeros((side, 2 * side), np.uint8)
+    picture[:, side:] = 255
+    ink = pictures.ink_of(pictures.open_picture(Image.fromarray(picture)))
+    assert sorted({ink[:, :side].mean(), ink[:, side:].mean()}) == [0.0, 1.0]
+
+
 @pytest.mark.parametrize("brightness", [0, 128, 255])
 def test_paper_alone_holds_no_character(brightness):
     noise = np.random.default_rng(0).normal(brightness, 5, (200, 300))

@@ -116,7 +116,7 @@ def _class_folders(data_dir: str | None) -> dict[str, dict[str, Path]]:
         raise UserError(
             "folder needs --config.dataset.data_dir=DIR, with the pictures of each class in DIR/train/CLASS"
         )
-    root = Path(data_dir).expanduser()
+    root = Path(os.path.expanduser(data_dir))
     found = _folders(root)
     splits = {split: _folders(found[split]) for split in SPLITS if split in found}
     if splits and "train" not in splits:
@@ -243,7 +243,9 @@ def _warn_of_conflicts(numbers: np.ndarray, labels: np.ndarray, paths: Sequence[
     _, first, same_as = np.unique(numbers, return_index=True, return_inverse=True)
     other = np.flatnonzero(labels != labels[first][same_as])
     if len(other):
-        one, another = paths[first[same_as[other[0]]]], paths[other[0]]
+        # A file's name may be no text.
+        pair = (paths[row] for row in (first[same_as[other[0]]], other[0]))
+        one, another = (os.fsencode(path).decode(errors="backslashreplace") for path in pair)
         count = len(np.unique(numbers[other]))
         log.warning("images in more than one class: %s, e.g. %s and %s", f"{count:,}", one, another)
 

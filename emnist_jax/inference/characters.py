@@ -16,7 +16,6 @@ from emnist_jax.errors import UserError
 from emnist_jax.inference import pictures
 
 SIZE = 28
-STYLES = ("mnist", "emnist")
 MOST_CHARACTERS = 500
 
 
@@ -71,15 +70,6 @@ class _Part:
             and self.left <= other.left
             and self.bottom >= other.bottom
             and self.right >= other.right
-        )
-
-    def merge(self, other: "_Part") -> "_Part":
-        return _Part(
-            self.labels + other.labels,
-            min(self.top, other.top),
-            min(self.left, other.left),
-            max(self.bottom, other.bottom),
-            max(self.right, other.right),
         )
 
 
@@ -142,7 +132,8 @@ def characters(ink: np.ndarray, style: str) -> list[Character]:
 def _parts(ink: np.ndarray) -> tuple[np.ndarray, list[_Part]]:
     """Returns the connected pieces of ink, and each pixel's label; without specks, frames and the picture's edges."""
     labels = measure.label(ink > 0.5, connectivity=2)
-    parts = [_Part([region.label], *region.bbox) for region in measure.regionprops(labels)]
+    boxes = enumerate(ndimage.find_objects(labels), 1)
+    parts = [_Part([label], y.start, x.start, y.stop, x.stop) for label, (y, x) in boxes]
     if not parts:
         raise UserError("no character was found: nothing stands out from the background")
     for part in sorted(parts, key=lambda part: -part.height * part.width)[:_MOST_FRAMES]:
@@ -171,10 +162,13 @@ def _is_edge(labels: np.ndarray, part: _Part) -> bool:
 
 
 def _merged(parts: list[_Part]) -> _Part:
-    first, *others = parts
-    for other in others:
-        first = first.merge(other)
-    return first
+    return _Part(
+        [label for part in parts for label in part.labels],
+        min(part.top for part in parts),
+        min(part.left for part in parts),
+        max(part.bottom for part in parts),
+        max(part.right for part in parts),
+    )
 
 
 def _broken_merged(parts: list[_Part]) -> list[_Part]:
@@ -183,7 +177,7 @@ def _broken_merged(parts: list[_Part]) -> list[_Part]:
     for i in range(len(parts) - 1, 0, -1):
         below = parts[i]
         for j, above in enumerate(parts[:i]):
-            both = above.merge(below)
+            both = _merged([above, below])
             overlap = min(above.right, below.right) - max(above.left, below.left)
             gap = both.height - above.height - below.height
             if overlap > min(above.width, below.width) / 3 and gap < 0.12 * both.height:
@@ -214,7 +208,7 @@ def _lines(parts: list[_Part]) -> list[list[_Part]]:
                 ((_distance(part, other), line, other) for line in lines for other in line), key=lambda found: found[0]
             )
             if distance < 0.5 * usual:
-                line[line.index(near)] = near.merge(part)
+                line[line.index(near)] = _merged([near, part])
     return [_overlapping_merged(sorted(line, key=lambda part: part.left)) for line in lines]
 
 
@@ -230,7 +224,7 @@ def _overlapping_merged(line: list[_Part]) -> list[_Part]:
     for part in line:
         before = merged[-1] if merged else None
         if before and min(before.right, part.right) - part.left > 0.5 * min(before.width, part.width):
-            merged[-1] = before.merge(part)
+            merged[-1] = _merged([before, part])
         else:
             merged.append(part)
     return merged

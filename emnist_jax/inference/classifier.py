@@ -249,7 +249,7 @@ def load(source: str | Path) -> Classifier:
     Raises:
       UserError: There is no such network, or it cannot be read.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     try:
         if str(source) in trained_names():
             return _load_file(TRAINED_FOLDER / f"{source}.safetensors")

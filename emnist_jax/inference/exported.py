@@ -85,6 +85,10 @@ def test_images(classifier: Classifier, data_dir: str | None = None) -> TestImag
         if data_dir is not None:
             raise UserError(reason) from error
     else:
+        if dataset.class_names != classifier.class_names:
+            raise UserError(
+                f"the network does not know the classes that {dataset.name} has now: pass another --data_dir"
+            )
         name = f"all {len(dataset.test.labels):,} test images of {dataset.name}"
         return TestImages(name, dataset.test.images, dataset.test.labels)
     config.update({"name": "synthetic/balanced", "seed": 0, "train_per_class": 1, "test_per_class": 20})

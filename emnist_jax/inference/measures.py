@@ -133,12 +133,9 @@ def confusions(labels: np.ndarray, predictions: np.ndarray, num_classes: int) ->
 
 def most_confused(counts: np.ndarray, class_names: tuple[str, ...], most: int = 10) -> tuple[Pair, ...]:
     """Returns the pairs of classes with the most mistakes between them, the worst first; none without a mistake."""
-    pairs = (
-        Pair(class_names[i], class_names[j], int(counts[i, j]), int(counts[j, i]))
-        for i, j in itertools.combinations(range(len(class_names)), 2)
-    )
-    ranked = sorted((pair for pair in pairs if pair.mistakes), key=lambda pair: -pair.mistakes)
-    return tuple(ranked[:most])
+    pairs = np.argwhere(np.triu(counts + counts.T, 1)).tolist()
+    ranked = sorted(pairs, key=lambda pair: -(counts[*pair] + counts[*pair[::-1]]))[:most]
+    return tuple(Pair(class_names[i], class_names[j], int(counts[i, j]), int(counts[j, i])) for i, j in ranked)
 
 
 def calibration(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> Calibration:

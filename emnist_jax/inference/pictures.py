@@ -127,18 +127,23 @@ def ink_of(brightness: np.ndarray) -> np.ndarray:
         difference = np.abs(values - background)
         if difference.max() < _LEAST_CONTRAST:
             return np.zeros_like(brightness, np.float32)
-        paper = (difference <= threshold_otsu(difference))[thin]
+        paper = (difference <= _otsu(difference))[thin]
         if paper.mean() < 0.3:  # too little to fit a surface to
             break
         factors, *_ = np.linalg.lstsq(surface[thin, :terms][paper], values[thin][paper], rcond=None)
         background = surface[:, :terms] @ factors
     difference = values - background
-    is_ink = np.abs(difference) > threshold_otsu(np.abs(difference))
+    is_ink = np.abs(difference) > _otsu(np.abs(difference))
     strength = np.maximum(difference * np.sign(difference[is_ink].sum()), 0)
-    is_ink = strength > threshold_otsu(strength) if strength.max() else np.zeros_like(is_ink)
+    is_ink = strength > _otsu(strength) if strength.max() else np.zeros_like(is_ink)
     if not is_ink.any() or is_ink.all():
         return np.zeros_like(brightness, np.float32)
     level, noise = np.median(strength[is_ink]), strength[~is_ink].std()
     if level < max(_LEAST_CONTRAST, _LEAST_SEPARATION * noise):
         return np.zeros_like(brightness, np.float32)
     return np.clip((strength / level - _FAINT) / (1 - _FAINT), 0, 1).reshape(brightness.shape).astype(np.float32)
+
+
+def _otsu(values: np.ndarray) -> float:
+    """Returns Otsu's threshold; two-tone pictures have values that differ by rounding alone, too little for it."""
+    return threshold_otsu(np.round(values, 6))

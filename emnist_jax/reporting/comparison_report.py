@@ -178,7 +178,9 @@ def _curves(runs: Sequence[ComparedRun]) -> Figure:
     below.set(ylabel="loss", xlabel="epoch", yscale="log")
     _write_plain_numbers(above.yaxis)
     _write_plain_numbers(below.yaxis)
-    figure.legend(loc="outside upper left", fontsize=8, ncols=1 + (len(runs) > 6))
+    legend = figure.legend(loc="outside upper left", fontsize=8, ncols=1 + (len(runs) > 6))
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 

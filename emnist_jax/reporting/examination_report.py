@@ -68,7 +68,7 @@ def subject(network: str, classifier: Classifier, dataset: Dataset, split: str) 
     leaked = None
     if dataset.name in (trained_on, config.transfer.target) and same_images is not False:
         leaked = result.get("leaked", False)
-    elif dataset.synthetic != result["synthetic"]:
+    elif dataset.synthetic != result["synthetic"] and not config.init_from:
         leaked = False
     return Subject(
         network=network,

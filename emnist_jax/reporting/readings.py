@@ -52,18 +52,24 @@ def draw(readings: Mapping[str, Reading]) -> Figure:
         (0.4 + min(columns * height / width, 5), 1.3 * count)
         for (height, width), count in zip(shapes, rows, strict=True)
     ]
-    figure = Figure(figsize=(columns, sum(map(sum, heights))), layout="constrained")
+    # Laid out by hand: a constrained layout takes seconds for each picture, and more the more there are.
+    figure = Figure(figsize=(columns, sum(map(sum, heights))))
     parts = figure.subfigures(len(readings), squeeze=False, height_ratios=list(map(sum, heights)))[:, 0]
-    for part, (path, reading), count, ratios in zip(parts, readings.items(), rows, heights, strict=True):
-        above, below = part.subfigures(2, height_ratios=ratios)
-        axes = above.subplots()
+    for part, (path, reading), count, (height, height_below) in zip(
+        parts, readings.items(), rows, heights, strict=True
+    ):
+        above, below = part.subfigures(2, height_ratios=(height, height_below))
+        axes = above.subplots(gridspec_kw={"left": 0.02, "right": 0.98, "bottom": 0.02, "top": 1 - 0.35 / height})
         axes.imshow(reading.brightness, cmap="gray", vmin=0, vmax=1)
         axes.set_title(path, fontsize=9, parse_math=False)
         axes.axis("off")
         for top, left, bottom, right in (character.box for character in reading.characters):
             axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="tab:red"))
         answers = zip(reading.characters, reading.predictions.top(1), strict=True)
-        for axes, answer in zip(below.subplots(count, columns, squeeze=False).flat, answers, strict=False):
+        grid = {"left": 0.02, "right": 0.98, "bottom": 0.02, "top": 1 - 0.3 / height_below, "hspace": 0.4}
+        for axes, answer in zip(
+            below.subplots(count, columns, squeeze=False, gridspec_kw=grid).flat, answers, strict=False
+        ):
             character, [(name, probability)] = answer
             axes.imshow(character.image, cmap="gray")
             axes.set_title(f"{name}  {100 * probability:.0f} %", fontsize=9, parse_math=False)
