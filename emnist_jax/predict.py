@@ -28,7 +28,7 @@ def main(*paths: str) -> None:
     if _SHOW.value:
         _check_writable(Path(_SHOW.value))
     from emnist_jax.inference import classifier
-    from emnist_jax.reporting import readings
+    from emnist_jax.reporting import figures, readings
 
     network = classifier.load(_NETWORK())
     answers, failures = {}, {}
@@ -47,7 +47,8 @@ def main(*paths: str) -> None:
         )
     if _SHOW.value and answers:
         figure = readings.draw(answers)
-        figure.savefig(_SHOW.value, dpi=min(150, _MOST_PIXELS / figure.get_figheight()))
+        with figures.any_letters():
+            figure.savefig(_SHOW.value, dpi=min(150, _MOST_PIXELS / figure.get_figheight()))
     if failures:
         raise UserError(f"{len(failures)} of {len(answers) + len(failures)} pictures could not be read")
 

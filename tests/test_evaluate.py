@@ -273,6 +273,13 @@ def write_run(folder: Path, top1: float = 0.5, validation: bool = True, **config
     return folder
 
 
+def test_runs_of_any_name_without_validation_are_drawn(tmp_path):
+    for name in ("あ", r"$\x$"):
+        write_run(tmp_path / name, 0.5, False)
+    command(*(str(tmp_path / name) for name in ("あ", r"$\x$")), out=str(tmp_path / "out"), split="test")
+    assert "あ" in check_page(tmp_path / "out/evaluation.html", figures=3).text
+
+
 def test_runs_side_by_side(tmp_path, capsys):
     one = write_run(tmp_path / "runs/one/seed0", 0.75)
     other = write_run(tmp_path / "runs/two/seed1", 0.5, False, **{"seed": 1, "optimizer.learning_rate": 0.5})

@@ -174,10 +174,13 @@ def _curves(runs: Sequence[ComparedRun]) -> Figure:
         below.plot(epochs, [epoch["validation"]["loss"] for epoch in validated], color=f"C{i}")
         trained = [epoch["epoch"] for epoch in history], [epoch["train"]["loss"] for epoch in history]
         below.plot(*trained, "--", color=f"C{i}", alpha=0.6)
-    above.set(ylabel="validation error, %", yscale="log")
+    some_error = any(max(line.get_ydata(), default=0) > 0 for line in above.lines)
+    above.set(ylabel="validation error, %")
     below.set(ylabel="loss", xlabel="epoch", yscale="log")
-    _write_plain_numbers(above.yaxis)
     _write_plain_numbers(below.yaxis)
+    if some_error:
+        above.set_yscale("log")
+        _write_plain_numbers(above.yaxis)
     legend = figure.legend(loc="outside upper left", fontsize=8, ncols=1 + (len(runs) > 6))
     for text in legend.get_texts():
         text.set_parse_math(False)

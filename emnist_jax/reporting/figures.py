@@ -1,12 +1,23 @@
 """Pictures of images and of results."""
 
+import contextlib
 import math
+import warnings
+from collections.abc import Iterator
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 _MOST_NAMED = 100
+
+
+@contextlib.contextmanager
+def any_letters() -> Iterator[None]:
+    """Lets matplotlib draw a box for a letter that its font lacks, as it does of many scripts, without a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
 
 
 def images_figure(images: np.ndarray, names: list[str], title: str) -> Figure:

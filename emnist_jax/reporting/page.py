@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from emnist_jax.reporting import figures
+
 # Becomes the page's text colour, which is dark on light or light on dark.
 _INK = "#010203"
 STYLE = {
@@ -34,7 +36,7 @@ def percent(fraction: float | None, digits: int = 2) -> str:
 
 def svg(figure: Figure) -> markupsafe.Markup:
     """Returns a figure that was drawn within `matplotlib.rc_context(STYLE)`, for a page."""
-    with matplotlib.rc_context(STYLE), io.StringIO() as text:
+    with matplotlib.rc_context(STYLE), figures.any_letters(), io.StringIO() as text:
         figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
         _, start, rest = text.getvalue().partition("<svg ")
     return markupsafe.Markup((start + rest).replace(_INK, "currentColor"))

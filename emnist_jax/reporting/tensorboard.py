@@ -3,12 +3,12 @@
 import importlib
 import sys
 import time
-import warnings
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from emnist_jax.config import flatten
+from emnist_jax.reporting import figures
 
 
 def _import_without_pytorch(*names: str) -> list:
@@ -72,9 +72,7 @@ class TensorBoard:
         self.scalars(values, epoch["step"], epoch["unix_time"])
 
     def figure(self, name: str, figure: Figure, step: int) -> None:
-        with warnings.catch_warnings():
-            # matplotlib's font lacks the letters of many scripts, and shows boxes for them.
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        with figures.any_letters():
             image = utils.figure_to_image(figure, close=False)
         self._write(step, summary=summary.image(name, image))
 
