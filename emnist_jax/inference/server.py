@@ -57,9 +57,8 @@ def answer(classifier: Classifier, picture: pictures.Picture, single: bool) -> d
     Raises:
       UserError: The picture cannot be read, or holds no ink.
     """
-    brightness = pictures.open_picture(picture)
-    reading = classifier.read(brightness, single)
-    height, width = brightness.shape
+    reading = classifier.read(picture, single)
+    height, width = reading.brightness.shape
     predictions = reading.predictions
     found = []
     for character, label, top in zip(reading.characters, predictions.labels, predictions.top(), strict=True):
