@@ -143,6 +143,7 @@ def test_steps_override_epochs_and_the_last_epoch_may_be_short(tmp_path):
     config = make_config(**{"training.steps": 13, "training.select": "last"})
     result = loop.train_and_evaluate(config, tmp_path)
     assert (result["step"], result["epochs"]) == (13, 1.3)
+    assert loop.build(make_config(**{"training.epochs": 1.1})).total_steps == 11  # 1.1 * 10 is a little more
 
 
 def test_transfer_begins_with_the_tested_network(finished, tmp_path):

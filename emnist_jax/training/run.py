@@ -127,7 +127,7 @@ def build(config) -> Run:
         raise UserError(
             f"config.training.batch_size={batch_size} is more than the {len(dataset.train.labels):,} training images"
         )
-    total_steps = config.training.steps or math.ceil(round(config.training.epochs * steps_per_epoch, 6))
+    total_steps = config.training.steps or max(math.ceil(round(config.training.epochs * steps_per_epoch, 6)), 1)
     if total_steps > MAX_STEPS:
         raise UserError(
             f"config.training.epochs={config.training.epochs:g} are {total_steps:,} steps: too many to count"
