@@ -51,7 +51,7 @@ OURS = [name for name in models.MODELS if name.startswith(("densenet_", "lenet5"
 SLOW = {
     *(name for name in OURS if name.startswith("densenet")),
     *(f"mnist_squeeze_{i}" for i in range(2, 8)),
-    *("mnist_gap_v1", "mnist_gap_v2", "mnist_m5"),
+    *("mnist_gap_v1", "mnist_gap_v2", "mnist_m5", "mnist_mini", "mnist_tiny"),
 }
 # Networks that differ from another in the recipe only.
 TWINS = {

@@ -26,7 +26,7 @@ def get_config():
     tiny = {"dataset.name": "synthetic/mnist", "dataset.train_per_class": 20, "dataset.test_per_class": 5}
     tiny |= {"dataset.validation_examples": 20, "training.batch_size": 16, "training.epochs": 1}
     ranges = {"optimizer.learning_rate": (0.001, 0.1, "log"), "training.label_smoothing": [0.0, 0.1]}
-    return search(row("configs/mnist_squeeze.py:10", 1, tiny), ranges, trials=2)
+    return search(row("configs/lenet5.py", 1, tiny), ranges, trials=2)
 """
 
 

@@ -28,14 +28,14 @@ def get_config():
     tiny = {"dataset.name": "synthetic/mnist", "dataset.train_per_class": 20, "dataset.test_per_class": 5}
     tiny |= {"dataset.validation_examples": 20, "training.batch_size": 16, "training.epochs": 2}
     return sweep(
-        row("configs/mnist_squeeze.py:10", 2, tiny, name="squeeze", reported=99.43),
+        row("configs/lenet5.py", 2, tiny, name="lenet5", reported=99.43),
         row("configs/mnist_gap.py:v9", 1, tiny, name="unknown"),
-        row("configs/lenet5.py", 1, tiny, name="lenet5"),
+        row("configs/lenet5.py", 1, tiny, name="last"),
     )
 """
 
 # Its first row in the table.
-SQUEEZE = r"\| `squeeze` \| 6,022 \| 99.43 \| [\d.]+ ± [\d.]+; last epoch [\d.]+ \| [\d.]+ ± [\d.]+ \| 2 of 2 \|"
+FIRST = r"\| `lenet5` \| 62,006 \| 99.43 \| [\d.]+ ± [\d.]+; last epoch [\d.]+ \| [\d.]+ ± [\d.]+ \| 2 of 2 \|"
 
 
 def start(folder: Path, *flags: str, sweep: str = SWEEP) -> subprocess.Popen:
@@ -59,7 +59,7 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
 
 
 def test_a_sweep_killed_in_a_row_goes_on_and_runs_the_rest(tmp_path):
-    first = tmp_path / "runs/squeeze/seed0/result.json"
+    first = tmp_path / "runs/lenet5/seed0/result.json"
     process = start(tmp_path)
     while not first.exists() and process.poll() is None:
         time.sleep(0.01)
@@ -72,17 +72,17 @@ def test_a_sweep_killed_in_a_row_goes_on_and_runs_the_rest(tmp_path):
     assert "failed: unknown version 'v9'" in stdout
     assert first.read_bytes() == before and "[1/4]" not in stdout
     found = {str(path.relative_to(tmp_path / "results")) for path in (tmp_path / "results").rglob("*.json")}
-    assert found == {"squeeze/seed0.json", "squeeze/seed1.json", "lenet5/seed0.json"}
-    results = [json.loads((tmp_path / "results/squeeze" / f"seed{seed}.json").read_text()) for seed in (0, 1)]
+    assert found == {"lenet5/seed0.json", "lenet5/seed1.json", "last/seed0.json"}
+    results = [json.loads((tmp_path / "results/lenet5" / f"seed{seed}.json").read_text()) for seed in (0, 1)]
     assert [result["config"]["seed"] for result in results] == [0, 1]
     assert results[0]["history"][-1]["train"] != results[1]["history"][-1]["train"]
-    assert re.search(SQUEEZE, stdout)
+    assert re.search(FIRST, stdout)
     assert re.search(r"\| `unknown` \|  \| – \|  \| failed: seed 0: UserError: unknown version 'v9'", stdout)
     assert (tmp_path / "runs/sweep.png").stat().st_size > 1000
 
     code, stdout, _ = finish(start(tmp_path, f"--results={tmp_path / 'results'}", f"--workdir={tmp_path / 'other'}"))
     assert code == 2 and re.findall(r"\[\d/4\] (\w+)", stdout) == ["unknown"]
-    assert re.search(SQUEEZE, stdout)
+    assert re.search(FIRST, stdout)
 
 
 TRANSFER = """
@@ -97,7 +97,7 @@ from emnist_jax.config import base
 def get_config(name):
     config = base()
     config.dataset.name, config.dataset.train_per_class, config.dataset.test_per_class = f"synthetic/{name}", 20, 5
-    config.model.name, config.training.batch_size, config.training.steps = "mnist_squeeze_10", 16, 1
+    config.model.name, config.training.batch_size, config.training.steps = "lenet5", 16, 1
     config.transfer.target = "synthetic/digits" if name == "mnist" else None
     return config
 """
