@@ -46,7 +46,7 @@ def main(sweep) -> None:
         copy = results_folder and results_folder / row["name"] / f"seed{seed}.json"
         runs.append((row, seed, workdir / row["name"] / f"seed{seed}", copy))
     to_train = sum(not _is_finished(folder, copy) for *_, folder, copy in runs)
-    started, programs, failures, tried = time.monotonic(), {}, {}, 0
+    started, programs, failures, tried = time.monotonic(), ({}, {}), {}, 0
     # The log lines of the runs are in their folders.
     terminal.CONSOLE.quiet = True
     for number, (row, seed, folder, copy) in enumerate(runs):
@@ -95,7 +95,7 @@ def _search(sweep, workdir: Path) -> None:
     experiment = experiment_of(sweep.rows[0], 0, _OVERRIDE.value)
     if experiment.dataset.validation_examples == 0:
         raise UserError("a search needs validation images: set dataset.validation_examples in its row")
-    started, programs = time.monotonic(), {}
+    started, programs = time.monotonic(), ({}, {})
     terminal.CONSOLE.quiet = True
     search.run(
         sweep.rows[0],
@@ -118,10 +118,13 @@ def _is_finished(folder: Path, copy: Path | None) -> bool:
     return (folder / "result.json").exists() or (copy is not None and copy.exists())
 
 
-def train(row: dict, seed: int, overrides: list[str], folder: Path, programs: dict) -> dict:
+def train(row: dict, seed: int, overrides: list[str], folder: Path, programs: tuple[dict, dict]) -> dict:
     """Runs a row's seed in a folder and returns what its result.json holds.
 
     If the row has a pretraining, that is run first, in the folder beside it whose name begins with "pretrained_".
+
+    Args:
+      programs: The compiled ones of the last pretraining and of the last run; see `Training.compile`.
     """
     from emnist_jax.training import loop
 
@@ -130,9 +133,9 @@ def train(row: dict, seed: int, overrides: list[str], folder: Path, programs: di
         pretrained = folder.with_name(f"pretrained_{folder.name}")
         if not (folder / "result.json").exists():
             first_half = experiment_of({"config": row["pretraining"], "overrides": {}}, seed, overrides)
-            loop.train_and_evaluate(first_half, pretrained, programs)
+            loop.train_and_evaluate(first_half, pretrained, programs[0])
         experiment.init_from = str(pretrained)
-    return loop.train_and_evaluate(experiment, folder, programs)
+    return loop.train_and_evaluate(experiment, folder, programs[1])
 
 
 def experiment_of(row: dict, seed: int, overrides: list[str]):

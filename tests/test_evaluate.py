@@ -240,6 +240,10 @@ def test_the_command_writes_a_page_and_its_numbers(network, tmp_path, examinatio
     numbers = json.loads((tmp_path / "evaluation.json").read_text(), parse_constant=no_constant)
     assert numbers["accuracy"] == pytest.approx(dataclasses.asdict(examination.accuracy))
     assert (numbers["dataset"], numbers["synthetic"], numbers["same_images"]) == ("synthetic/digits", True, True)
+    counts = [[0] * 10 for _ in range(10)]
+    for cell in numbers["confusions"]:
+        counts[int(cell["class"])][int(cell["read_as"])] += cell["images"]
+    assert counts == examination.confusions.tolist()
     assert len(numbers["corrupted"]) == len(CORRUPTIONS) and numbers["parameters"] == 6022
 
 

@@ -398,7 +398,7 @@ PROGRAM = (
 
 
 # A signal after the first epoch comes long before the end.
-STEPWISE = ("--config.training.epochs=3", "--config.training.steps_per_call=1")
+STEPWISE = ("--config.model.name=lenet5", "--config.training.epochs=3", "--config.training.steps_per_call=1")
 
 
 def start(workdir: Path, *flags: str) -> subprocess.Popen:

@@ -114,6 +114,9 @@ def test_a_row_with_a_pretraining_starts_from_its_weights(tmp_path):
         )
         assert (before["dataset"], after["dataset"]) == ("synthetic/mnist", "synthetic/digits")
         assert before["seed"] == after["seed"] == seed and after["leaked"] is False
+        for half in ("pretrained_", ""):
+            log = (tmp_path / "runs/transfer" / f"{half}seed{seed}/log.txt").read_text()
+            assert ("compiling" in log) == (seed == 0), half  # the seeds share what was compiled
         assert after["config"]["init_from"] == str(tmp_path / "runs/transfer" / f"pretrained_seed{seed}")
     assert "| 2 of 2 |" in stdout
 

@@ -82,7 +82,7 @@ class Examination:
       accuracy: On all images of the split.
       classes: Each class, by label.
       pairs: The ten that are confused most, the worst first.
-      confusions: Images by true class (row) and predicted class (column).
+      confusions: Images by true class (row) and predicted class (column): int `[num_classes, num_classes]`.
       mistakes: The most confident ones, the most confident first.
       calibration: Of the probabilities as they are.
       temperature: Fitted on the validation images; None without any.
@@ -97,7 +97,7 @@ class Examination:
     accuracy: measures.Accuracy
     classes: tuple[measures.ClassScore, ...]
     pairs: tuple[measures.Pair, ...]
-    confusions: tuple[tuple[int, ...], ...]
+    confusions: np.ndarray
     mistakes: tuple[Mistake, ...]
     calibration: measures.Calibration
     temperature: float | None
@@ -109,10 +109,15 @@ class Examination:
     averaging: Averaging
 
     def numbers(self) -> dict[str, Any]:
-        """Returns all but the pictures, for JSON."""
-        return dataclasses.asdict(
-            self, dict_factory=lambda items: {k: v for k, v in items if not isinstance(v, np.ndarray)}
+        """Returns all but the pictures, for JSON; of the confusions those that occur: thousands of classes fit, too."""
+        names = [score.name for score in self.classes]
+        cells = np.argwhere(self.confusions).tolist()
+        confusions = [{"class": names[i], "read_as": names[j], "images": int(self.confusions[i, j])} for i, j in cells]
+        numbers = dataclasses.asdict(
+            dataclasses.replace(self, confusions=None),
+            dict_factory=lambda items: {k: v for k, v in items if not isinstance(v, np.ndarray)},
         )
+        return numbers | {"confusions": confusions}
 
 
 def examine(
@@ -149,7 +154,7 @@ def examine(
         accuracy=measures.accuracy(correct),
         classes=measures.by_class(labels, predictions, names),
         pairs=measures.most_confused(counts, names),
-        confusions=tuple(map(tuple, counts.tolist())),
+        confusions=counts,
         mistakes=_most_confident_mistakes(images, labels, probabilities, names),
         calibration=measures.calibration(logits, labels),
         temperature=temperature,

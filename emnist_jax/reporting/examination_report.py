@@ -199,7 +199,7 @@ def _temperature_note(subject: Subject, examination: Examination) -> str:
 
 
 def _confusions(examination: Examination) -> Figure:
-    counts = np.array(examination.confusions)
+    counts = examination.confusions
     labels, predictions = np.repeat(np.indices(counts.shape).reshape(2, -1), counts.ravel(), axis=1)
     names = tuple(score.name for score in examination.classes)
     with matplotlib.rc_context({"axes.grid": False}):

@@ -139,12 +139,12 @@ class Training:
         """Copies the images to the devices, and compiles the programs of training and evaluation.
 
         Args:
-          programs: Those of an earlier run. They are used if only the seed differs, and replaced otherwise.
+          programs: Those of an earlier run. They are used if only seed and `init_from` differ, and replaced otherwise.
         """
         run, config, dataset = self.run, self.run.config, self.run.dataset
         started = time.perf_counter()
         self.images, self.labels = run.replicate((dataset.train.images, dataset.train.labels))
-        key = str(as_json(config) | {"seed": None})
+        key = str(as_json(config) | {"seed": None, "init_from": None})
         if key not in programs:
             log.info("compiling: a minute or more for a large network")
             programs.clear()
