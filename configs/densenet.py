@@ -5,13 +5,14 @@
 
 Nesterov SGD at 0.001, batch 1024, ELU, dropout 0.3, aug_4, ReduceLROnPlateau, early stopping, at most 100 epochs.
 Variants, by the study's names:
-    layer_1, layer_2, layer_3, layer_4, layer_4_2, layer_4_3, 121_base   other networks with this recipe
+    layer_1, layer_2, layer_3, layer_4, layer_4_2, layer_4_3             other networks with this recipe
+    121_base            DenseNet-121 with this recipe; its stem pools by the average, as the study's own networks do
     relu, leaky_relu, elu, swish                                         the activation
     dropout_1, dropout_1_1, dropout_2, ..., dropout_5, dropout_5_1       dropout at one place alone, with ELU
     aug_1 ... aug_5     rotation, + shift, + distortion, + zoom, + brightness, with ELU and dropout_1_1
     fixed               our recipe for all the study's networks (`study.fixed`)
     pretrain_1, ..., pretrain_4                                          the first halves of its transfers
-The comparisons of activation, dropout and augmentation are made with DenseNet-121 and without a schedule. That is an
+The comparisons of activation, dropout and augmentation are made with `121_base` and without a schedule. That is an
 assumption: ReLU took as long as DenseNet-121 to evaluate, the layers were chosen afterwards, and the study says that
 its augmentations had no schedule yet. What a comparison does not name is left out, or is what was chosen before.
 

@@ -4,8 +4,8 @@
     python -m emnist_jax.main --config=configs/densenet121.py:fixed
 
 Batch 2048, Nesterov SGD at 0.01, no schedule: the best of the study's 21 pairs of optimizer and learning rate, with a
-validation accuracy of 89.3 %. Early stopping and at most 200 epochs are assumptions; the study's variant with ELU is
-densenet.py:121_base. `:fixed` is `study.fixed`; the stem has stride 1.
+validation accuracy of 89.3 %. Early stopping and at most 200 epochs are assumptions. The study's variant with ELU,
+whose stem pools by the average, is densenet.py:121_base. `:fixed` is `study.fixed`; the stem has stride 1.
 """
 
 from emnist_jax import study

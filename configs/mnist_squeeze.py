@@ -6,8 +6,8 @@ Batch 128, 15 epochs, SGD with momentum 0.9 at 0.01 (9 and 10: at 0.075 with Red
 watches the test loss and reports its best test epoch: 99.01, 98.55, 98.86, 99.29, 99.22, 99.35, 99.20, 99.26, 99.45
 and 99.43 %. Ours chooses the epoch by the last 10,000 training images.
 
-It leaves open whether 1 to 7 were augmented: ours rotate by at most 7 degrees. Its 9 and 10 rotate by at most 6.9
-degrees and then by at most 15: ours rotate once, by at most 15.
+1 to 7 rotate by at most 7 degrees, 8 by at most 6.9. The source's 9 and 10 rotate by at most 6.9 degrees and then by
+at most 15: ours rotate once, by at most 15.
 """
 
 from emnist_jax.config import ConfigDict, base

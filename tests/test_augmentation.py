@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+from emnist_jax import study
 from emnist_jax.config import base
 from emnist_jax.training import augmentation
 
@@ -245,13 +246,7 @@ def test_the_study_s_stacks(shape):
     """aug_1 rotation, aug_2 + shift, aug_3 + distortion, aug_4 + zoom, aug_5 + brightness."""
     images = previous = pictures(6, shape)
     stack = {}
-    for added in (
-        "max_rotation_degrees",
-        "max_shift_pixels",
-        "elastic_displacement_pixels",
-        "max_zoom_fraction",
-        "max_brightness_fraction",
-    ):
+    for added, _ in study.AUGMENTATIONS.values():
         stack[added] = EVERYTHING[added]
         augmented = np.asarray(augment(images, keys(6), settings(**stack)))
         assert augmented.shape == images.shape and augmented.dtype == np.float32

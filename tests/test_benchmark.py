@@ -11,7 +11,7 @@ import pytest
 from emnist_jax import models
 from emnist_jax.benchmark import MODELS
 from emnist_jax.benchmarking import limits
-from emnist_jax.benchmarking.contenders import CONTENDERS, Setting
+from emnist_jax.benchmarking.contenders import CONTENDERS, SOURCES_WAY, Setting
 from emnist_jax.benchmarking.race import race
 from emnist_jax.reporting import speed
 from parity import assert_parity, pytorch_reference, random_batch
@@ -43,8 +43,14 @@ def test_a_network_in_pytorch_is_ours(name):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("contender", CONTENDERS, ids=lambda contender: contender.__name__)
-@pytest.mark.parametrize("task", ["augmented training", "inference"])
+@pytest.mark.parametrize(
+    ("contender", "task"),
+    [
+        *((contender, task) for contender in CONTENDERS for task in ("augmented training", "inference")),
+        (SOURCES_WAY, "augmented training"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
 def test_a_contender_runs(contender, task):
     pytest.importorskip("torch", reason="needs the extra 'benchmark'")
     (outcome,) = race([contender], Setting("mnist_gap_v5", 16, task), rounds=1, seconds=0.01)

@@ -95,7 +95,20 @@ def test_lenet5_rbf(keras):
 
 
 @pytest.mark.parity
-def test_densenet(keras):
+@pytest.mark.parametrize(
+    ("name", "depths", "compression", "padding"),
+    [
+        ("densenet", (3, 6, 12, 6), 0.5, 3),
+        ("densenet_layer_1", (4, 8, 16, 8), 0.5, 3),
+        ("densenet_layer_2", (6, 12), 0.5, 3),
+        ("densenet_layer_3", (6, 12, 24, 16), 0.3, 3),
+        ("densenet_layer_4", (3, 6, 12, 6), 0.5, 3),
+        ("densenet_layer_4_2", (2, 4, 8, 4), 0.5, 3),
+        ("densenet_layer_4_3", (2, 4, 8, 4), 0.5, 2),
+        ("densenet_121_base", (6, 12, 24, 16), 0.5, 3),
+    ],
+)
+def test_densenets(keras, name, depths, compression, padding):
     layers = keras.layers
 
     def norm_elu(x, name):
@@ -104,25 +117,24 @@ def test_densenet(keras):
     def conv(x, features, size, name):
         return layers.Conv2D(features, size, padding="same", use_bias=False, name=name)(x)
 
-    model, images, labels = ours("densenet", 47)
+    model, images, labels = ours(name, 47)
     with float64():
-        inputs = layers.Input((32, 32, 1))
-        x = layers.ZeroPadding2D(3)(inputs)
+        inputs = layers.Input(model.input_shape)
+        x = layers.ZeroPadding2D(padding)(inputs)
         x = layers.Conv2D(64, 7, strides=2, use_bias=False, name="conv1_conv")(x)
         x = layers.ZeroPadding2D(1)(norm_elu(x, "conv1_bn"))
         x = layers.AveragePooling2D(3, strides=2)(x)
-        for block, depth in {2: 3, 3: 6, 4: 12, 5: 6}.items():
+        for block, depth in enumerate(depths, 2):
             if block > 2:
                 x = norm_elu(x, f"pool{block - 1}_bn")
-                x = conv(x, x.shape[-1] // 2, 1, f"pool{block - 1}_conv")
+                x = conv(x, int(x.shape[-1] * compression), 1, f"pool{block - 1}_conv")
                 x = layers.AveragePooling2D(2)(x)
-            for name in [f"conv{block}_block{layer + 1}" for layer in range(depth)]:
-                bottleneck = conv(norm_elu(x, f"{name}_0_bn"), 128, 1, f"{name}_1_conv")
-                x = layers.Concatenate()([x, conv(norm_elu(bottleneck, f"{name}_1_bn"), 32, 3, f"{name}_2_conv")])
+            for layer in [f"conv{block}_block{i + 1}" for i in range(depth)]:
+                bottleneck = conv(norm_elu(x, f"{layer}_0_bn"), 128, 1, f"{layer}_1_conv")
+                x = layers.Concatenate()([x, conv(norm_elu(bottleneck, f"{layer}_1_bn"), 32, 3, f"{layer}_2_conv")])
         x = layers.GlobalAveragePooling2D()(norm_elu(x, "bn"))
-        assert x.shape[-1] == 452
         source = keras.Model(inputs, layers.Dense(47, name="head")(x))
-        assert source.count_params() == models.PUBLISHED["densenet", 47].count
+        assert source.count_params() == models.PUBLISHED[name, 47].count
         reference = keras_reference(source, images, labels)
     assert_parity(model, images, labels, reference)
 

@@ -11,7 +11,8 @@
     transfer        from ByMerge or ByClass, less the images that Balanced validates or tests on
 
 The study gives no more of its optimizers: they have Keras' defaults (AdamW decays all weights by 0.004), but a momentum
-of 0.9.
+of 0.9, and a constant beta1 in Nadam.
+
 `reported` are the study's accuracies on all 18,800 validation images. Validation decides, and only the runs of layers
 and transfer look at the test images: their rows stand in docs/results.md too.
 """

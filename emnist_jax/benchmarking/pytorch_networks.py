@@ -128,9 +128,9 @@ def create(name: str, num_classes: int) -> nn.Module:
     """Builds a network of `models.MODELS`, with PyTorch's initial weights.
 
     Raises:
-      ValueError: It is none of the kinds that IN_PYTORCH has.
+      ValueError: It is none of the kinds that IN_PYTORCH has, or the LeNet-5 with an RBF head.
     """
     network = MODELS[name](num_classes=num_classes)
-    if type(network) not in IN_PYTORCH:
+    if type(network) not in IN_PYTORCH or getattr(network, "rbf", False):
         raise ValueError(f"{name} has no form in PyTorch here")
     return IN_PYTORCH[type(network)](network)

@@ -170,7 +170,7 @@ class Dropout(nn.Module):
 
 ACTIVATIONS: dict[str, Callable] = {
     "elu": nn.elu,
-    "leaky_relu": lambda x: nn.leaky_relu(x, 0.3),  # Keras' default slope
+    "leaky_relu": lambda x: nn.leaky_relu(x, 0.3),  # the slope of Keras' layer
     "relu": nn.relu,
     "relu6": nn.relu6,
     "swish": nn.swish,

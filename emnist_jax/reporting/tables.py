@@ -89,7 +89,7 @@ def markdown(
 
     Args:
       rows: Of the sweep.
-      results: What has been run.
+      results: What has been run; of a row, the seeds that the sweep asks for count.
       split: "test", or "validation": then no test accuracy is shown.
       failures: What has failed, by the row's name.
       with_bar: Whether there is a column of `epochs_at_bar`.
@@ -102,12 +102,13 @@ def markdown(
     for row in rows:
         seeds.setdefault(row["name"], []).extend(row["seeds"])
     for row in {row["name"]: row for row in rows}.values():
-        name, found, asked = f"`{row['name']}`", results.get(row["name"]), len(seeds[row["name"]])
+        name, asked = f"`{row['name']}`", seeds[row["name"]]
+        found = [result for result in results.get(row["name"], ()) if result["seed"] in asked]
         failed = "; ".join((failures or {}).get(row["name"], []))
         reported = " ".join(filter(None, (_percent(row["reported"]), row["remark"])))
         if not found:
             state = f"failed: {failed}" if failed else "not yet run"
-            line = [name, "", reported, *[""] * (len(splits) - 1), state, f"0 of {asked}"]
+            line = [name, "", reported, *[""] * (len(splits) - 1), state, f"0 of {len(asked)}"]
             lines.append([*line, *[""] * (len(columns) - len(line) - 1), f"`{command_of(row)}`"])
             continue
         line = [name, f"{found[0]['trainable_parameters']:,}", reported]
@@ -119,7 +120,7 @@ def markdown(
                 last = statistics.mean(result["history"][-1][each]["top1"] for result in found)
                 text += f"; last epoch {100 * last:.2f}"
             line.append(text)
-        line.append(f"{len(found)} of {asked}" + f"; failed: {failed}" * bool(failed))
+        line.append(f"{len(found)} of {len(asked)}" + f"; failed: {failed}" * bool(failed))
         line.append("best by validation" if by_validation else "last")
         line += [epochs_at_bar(found)] * with_bar
         line.append(f"{training_minutes(found):.2g}")
