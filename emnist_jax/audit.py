@@ -211,6 +211,10 @@ def main(*arguments: str) -> None:
     console.print(within)
     if result.between:
         console.print(between)
+    if len({datasets.preparation(argument.partition(":")[0]) for argument in arguments}) > 1:
+        print(
+            "The same character has other pixels in sets that were prepared in other ways: none is found between these."
+        )
 
 
 if __name__ == "__main__":

@@ -318,6 +318,28 @@ def test_what_is_cached_must_have_the_right_checksum(archive, tmp_path, monkeypa
         official._fetch(builder, tmp_path / "downloads")
 
 
+def test_another_sets_file_of_the_same_name_is_passed_over(archive, tmp_path):
+    builder, _ = archive
+    manual = tmp_path / "downloads/manual"
+    manual.mkdir(parents=True)
+    (manual / "file.gz").write_bytes(b"another set's")
+    with pytest.raises(errors.UserError, match="file.gz is not .*SHA-256 .* move another set's into manual/SET/"):
+        official._fetch(builder, tmp_path / "downloads")
+    (manual / "mnist").mkdir()
+    (manual / "mnist/file.gz").write_bytes(b"content")
+    assert official._fetch(builder, tmp_path / "downloads") == {"file.gz": manual / "mnist/file.gz"}
+
+
+def test_files_of_another_set_with_the_same_names_are_refused(tmp_path, monkeypatch):
+    files, _ = example_files("mnist")
+    write_files(tmp_path, files)
+    name = "t10k-labels-idx1-ubyte.gz"
+    monkeypatch.setitem(official._NAMESAKES, "mnist", hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())
+    assert len(datasets.load(dataset_config(data_dir=str(tmp_path), validation_examples=2)).test.labels) == 5
+    with pytest.raises(errors.UserError, match=f"data_dir={tmp_path} holds the files of mnist, not of kmnist"):
+        datasets.load(dataset_config(name="kmnist", data_dir=str(tmp_path), validation_examples=2))
+
+
 def test_a_refusing_server_is_a_user_error(archive, tmp_path, monkeypatch):
     builder, _ = archive
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")

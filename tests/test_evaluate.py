@@ -141,6 +141,9 @@ def test_corrupted_images_are_drawn_if_there_are_many(classifier, dataset, monke
 # What is said of it.
 
 
+BYMERGE_FOR_BALANCED = {"trained_on": "emnist/bymerge", "dataset": "emnist/balanced", "target": "emnist/balanced"}
+
+
 def subject(trained_on, dataset, same=True, split="test", **changes) -> examination_report.Subject:
     result = {"model": "m", "commit": "c", "synthetic": False, "dataset_sha256": "a", "leaked": False}
     config = base()
@@ -160,7 +163,10 @@ def subject(trained_on, dataset, same=True, split="test", **changes) -> examinat
         ({"trained_on": "mnist", "dataset": "mnist", "leaked": None}, None),
         ({"trained_on": "mnist", "dataset": "mnist", "same": False}, None),
         ({"trained_on": "emnist/bymerge", "dataset": "emnist/balanced"}, None),
-        ({"trained_on": "emnist/bymerge", "dataset": "emnist/balanced", "target": "emnist/balanced"}, False),
+        ({**BYMERGE_FOR_BALANCED, "target_sha256": "a"}, False),
+        ({**BYMERGE_FOR_BALANCED, "target_sha256": "a", "leaked": True}, True),
+        ({**BYMERGE_FOR_BALANCED, "target_sha256": "b"}, None),
+        (BYMERGE_FOR_BALANCED, None),  # an earlier version's
         ({"trained_on": "synthetic/digits", "dataset": "mnist", "synthetic": True}, False),
         ({"trained_on": "synthetic/digits", "dataset": "mnist", "synthetic": True, "init_from": "runs/a"}, None),
     ],
@@ -181,6 +187,10 @@ def test_what_leaked_is_not_taken_for_granted(arguments, leaked):
 )
 def test_the_page_says_first_what_to_know(arguments, text):
     assert any(text in note for note in examination_report._notes(subject(*arguments)))
+    facts = [dict(examination_report._facts(subject("mnist", name)))["leaked"] for name in ("emnist/mnist", "kmnist")]
+    assert all(fact.startswith("not known: the same character") for fact in facts)
+    facts = dict(examination_report._facts(subject("emnist/bymerge", "emnist/balanced")))
+    assert "emnist_jax.audit emnist/bymerge:train emnist/balanced:test" in facts["leaked"]
     ordinary = examination_report._notes(subject("mnist", "mnist"))
     assert len(ordinary) == 1
 

@@ -196,6 +196,14 @@ def test_the_examples_of_the_page_on_python_run(monkeypatch, capsys):
     assert names["predictions"].class_names == list("README42") and names["logits"].shape == (5, 10)
 
 
+@needs_real_data
+def test_a_picture_costs_no_accuracy_if_it_is_as_mnists_images_are(network):
+    _, (images, labels) = official.read("mnist", str(REAL_DATA / "mnist"))
+    prepared = network.predict([Image.fromarray(image) for image in images[:300]]).labels
+    as_they_are = network.classify(images[:300]).labels
+    assert (prepared == labels[:300]).sum() >= (as_they_are == labels[:300]).sum() - 1
+
+
 @pytest.mark.parametrize("name", classifier.trained_names())
 def test_a_card_is_that_of_its_file(name):
     page = (ROOT / "docs/trained.md").read_text()

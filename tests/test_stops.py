@@ -276,6 +276,14 @@ def test_images_that_vanish_or_change_between_two_starts_are_noticed(tmp_path, m
     assert loop.train_and_evaluate(config, tmp_path / "run")["step"] in (10, 20, 30)
     assert "resumed at step 8" in (tmp_path / "run/log.txt").read_text()
 
+    # The result of a finished run is that of other files neither.
+    (tmp_path / "data").rename(tmp_path / "moved")
+    config.dataset.data_dir = str(tmp_path / "moved")
+    assert loop.train_and_evaluate(config, tmp_path / "run")["step"] in (10, 20, 30)
+    write_files(tmp_path / "moved", {images: files[images][:-1] + b"\x99"})
+    with pytest.raises(UserError, match="was trained on other images"):
+        loop.train_and_evaluate(config, tmp_path / "run")
+
 
 def diverging_config(**changes):
     """Returns a config whose learning rate rises to what no network bears."""

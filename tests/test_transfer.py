@@ -12,6 +12,7 @@ import pytest
 from emnist_jax import datasets
 from emnist_jax.config import base
 from emnist_jax.datasets import Split, duplicates
+from emnist_jax.errors import UserError
 from emnist_jax.training import loop, run, weights
 from shared import idx_bytes, make_config
 
@@ -21,7 +22,7 @@ CHANGES = {"training.steps": 1, "transfer.target": "synthetic/digits"}
 
 @pytest.fixture
 def planted(monkeypatch):
-    """Plants 3 test and 2 validation images of synthetic/digits in the training images of synthetic/mnist."""
+    """Plants 3 test and 2 validation images of synthetic/digits in synthetic/mnist: one in validation, 4 in train."""
     load = run.datasets.load
 
     def load_planted(config):
@@ -30,8 +31,11 @@ def planted(monkeypatch):
             own = config.copy_and_resolve_references()
             own.name = "synthetic/digits"
             digits = load(own)
-            images = np.concatenate([digits.test.images[:3], digits.validation.images[:2], dataset.train.images[5:]])
-            object.__setattr__(dataset, "train", Split(images, dataset.train.labels))
+            planted = np.concatenate([digits.test.images[:3], digits.validation.images[:2]])
+            for name, images in (("train", planted[:4]), ("validation", planted[4:])):
+                split = getattr(dataset, name)
+                images = np.concatenate([images, split.images[len(images) :]])
+                object.__setattr__(dataset, name, Split(images, split.labels))
         return dataset
 
     monkeypatch.setattr(run.datasets, "load", load_planted)
@@ -41,15 +45,17 @@ def test_images_that_the_target_tests_on_are_left_out(planted):
     clean = run.build(make_config(**CHANGES, **{"dataset.name": "synthetic/mnist"}))
     leaking = run.build(make_config(**CHANGES, **{"dataset.name": "synthetic/mnist", "transfer.allow_leak": True}))
     assert (clean.shared_images, leaking.shared_images) == (5, 5)
-    assert len(leaking.dataset.train.labels) - len(clean.dataset.train.labels) == 5
     target = run.datasets.load(make_config().dataset)
-    for split in (target.validation, target.test):
-        assert not duplicates.rows_in(clean.dataset.train.images, split.images).any()
-        assert duplicates.rows_in(leaking.dataset.train.images, split.images).any()
+    looked_at = np.concatenate([target.validation.images, target.test.images])
+    for name, planted in (("train", 4), ("validation", 1)):
+        without, with_all = (getattr(built.dataset, name) for built in (clean, leaking))
+        assert len(with_all.labels) - len(without.labels) == planted
+        assert not duplicates.rows_in(without.images, looked_at).any()
+        assert duplicates.rows_in(with_all.images, looked_at).sum() == planted
     assert (clean.leaked(), leaking.leaked()) == (False, True)
 
 
-def test_results_say_what_leaked_also_after_fine_tuning(planted, tmp_path, capsys):
+def test_results_say_what_leaked_also_after_fine_tuning(planted, tmp_path, capsys, monkeypatch):
     told = {}
     for name, changes in {
         "clean": CHANGES,
@@ -64,14 +70,28 @@ def test_results_say_what_leaked_also_after_fine_tuning(planted, tmp_path, capsy
     assert told == {"clean": (5, False, False), "leaking": (5, True, True), "unknown": (None, False, None)}
     printed = capsys.readouterr().out
     assert "were trained on" in printed and "not known" in printed
-    twice = make_config(init_from=str(tmp_path / "leaking_fine_tuned"))
-    assert weights.leaked(twice, "")
-    twice = make_config(init_from=str(tmp_path / "unknown_fine_tuned"))
-    assert weights.leaked(twice, "") is None
-    # Fewer validation images in the first half: they may have been trained on.
-    other_split = make_config(**{"init_from": str(tmp_path / "clean_fine_tuned"), "dataset.validation_examples": 30})
-    assert weights.leaked(other_split, "") is None
+
+    def leaked(source: str, **changes) -> bool | None:
+        source = source if source.startswith("~") else str(tmp_path / source)
+        return run.build(make_config(init_from=source, **changes)).leaked()
+
+    assert [leaked(f"{name}_fine_tuned") for name in ("clean", "leaking", "unknown")] == [False, True, None]
+    # Other images than those that were left out, or than those that were trained on, under the same names.
+    for source in ("clean", "clean_fine_tuned"):
+        assert leaked(source, **{"dataset.validation_examples": 30}) is None
+        assert leaked(source, **{"dataset.seed": 1}) is None
+    # A second pretraining with a target that the first did not leave out.
+    assert leaked("unknown", **{"dataset.name": "synthetic/mnist"}, **CHANGES) is None
+    assert leaked("clean", **{"dataset.name": "synthetic/mnist"}, **CHANGES) is False
     assert weights.leaked(make_config(init_from="keras:weights.h5"), "") is None
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert leaked("~/clean") is False
+
+
+def test_a_target_that_cannot_be_compared_is_refused():
+    for name in ("mnist", "folder", "emnist_pool"):
+        with pytest.raises(UserError, match=f"target={name} cannot be compared with synthetic/digits"):
+            run.build(make_config(**{"transfer.target": name}))
 
 
 @pytest.mark.slow

@@ -79,6 +79,14 @@ def class_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     return official.SETS[name].class_names if name in official.SETS else synthetic.CLASS_NAMES[name]
 
 
+def preparation(name: str) -> str:
+    """Returns how a set's images were made: only those of one preparation have equal pixels where they are the same.
+
+    MNIST's digits and EMNIST's, for example, are of the same forms, reduced in different ways.
+    """
+    return "emnist" if name.startswith("emnist") else name.partition("/")[0]
+
+
 def load(config: ml_collections.ConfigDict) -> Dataset:
     """Loads a data set into memory and cuts the validation split from the end of train.
 

@@ -91,21 +91,25 @@ def read(data_dir: str | None, seed: int) -> tuple[Arrays, Arrays, int]:
             labels += [label_of[name]] * len(files)
             split_of += [SPLITS.index(split)] * len(files)
     labels, split_of = np.array(labels, np.int32), np.array(split_of)
+    parents = {folder.parent for of_class in folders.values() for folder in of_class.values()}
+    if loose := sum(not path.is_dir() for parent in parents for path in _entries(parent)):
+        log.warning("files beside the folders of classes are passed over: %s", f"{loose:,}")
     images = _prepare(paths)
 
     (numbers,) = duplicates.number(duplicates.digests(images))
     _warn_of_conflicts(numbers, labels, paths)
+    split_of[_repeated(numbers, split_of)] = -1
     rng = np.random.default_rng(seed)
     if missing := [number for number in (_TEST, _VALIDATION) if SPLITS[number] not in folders]:
         train = split_of == _TRAIN
         split_of[train] = _cut(numbers[train], labels[train], missing, rng)
-    split_of[_repeated(numbers, split_of)] = -1
     for name, count in zip(names, np.bincount(labels[split_of == _TRAIN], minlength=len(names)), strict=True):
         if not count:
             raise UserError(f"all training images of class {name!r} in {data_dir} are in another split too: add some")
     if not (split_of == _TEST).any():
         raise UserError(f"{data_dir} holds no test pictures: add some")
-    train, validation, test = (rng.permutation(np.flatnonzero(split_of == number)) for number in range(3))
+    order = np.lexsort((numbers, labels))  # whatever the files' names
+    train, validation, test = (rng.permutation(order[split_of[order] == number]) for number in range(3))
     train = np.concatenate([train, validation])
     return (images[train], labels[train]), (images[test], labels[test]), len(validation)
 
@@ -184,7 +188,7 @@ def _prepare(paths: Sequence[Path]) -> np.ndarray:
     wrong = []
     for row, image in enumerate(done):
         if isinstance(image, str):
-            wrong.append(f"{paths[row]}: {image}")
+            wrong.append(f"{_printable(paths[row])}: {image}")
         else:
             images[row] = image
     if wrong:
@@ -213,7 +217,8 @@ def _number_of_processes(pictures: int) -> int:
     main = getattr(sys.modules["__main__"], "__spec__", None)
     if not main or not main.name.startswith("emnist_jax."):
         return 1
-    return min(os.cpu_count() or 1, pictures // _PICTURES_PER_PROCESS)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, pictures // _PICTURES_PER_PROCESS)
 
 
 def _begin_process() -> None:
@@ -243,11 +248,14 @@ def _warn_of_conflicts(numbers: np.ndarray, labels: np.ndarray, paths: Sequence[
     _, first, same_as = np.unique(numbers, return_index=True, return_inverse=True)
     other = np.flatnonzero(labels != labels[first][same_as])
     if len(other):
-        # A file's name may be no text.
-        pair = (paths[row] for row in (first[same_as[other[0]]], other[0]))
-        one, another = (os.fsencode(path).decode(errors="backslashreplace") for path in pair)
+        one, another = (_printable(paths[row]) for row in (first[same_as[other[0]]], other[0]))
         count = len(np.unique(numbers[other]))
         log.warning("images in more than one class: %s, e.g. %s and %s", f"{count:,}", one, another)
+
+
+def _printable(path: Path) -> str:
+    """Returns a path as text; the name of a file may be none."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _cut(numbers: np.ndarray, labels: np.ndarray, missing: Sequence[int], rng: np.random.Generator) -> np.ndarray:

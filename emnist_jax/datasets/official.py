@@ -47,6 +47,13 @@ HIRAGANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 
 # NIST's archive of all EMNIST sets.
 ZIP_NAME = "gzip.zip"
+# Three sets have files of the same names; these are the SHA-256 sums of one of them.
+_NAMESAKE = "t10k-labels-idx1-ubyte.gz"
+_NAMESAKES = {
+    "mnist": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+    "fashion_mnist": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+    "kmnist": "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
+}
 
 _PROBE_SECONDS = 10
 
@@ -123,6 +130,12 @@ def read(name: str, data_dir: str | None) -> tuple[Arrays, Arrays]:
     if data_dir is not None:
         folder = pathlib.Path(os.path.expanduser(data_dir))
         try:
+            if name in _NAMESAKES and (folder / _NAMESAKE).is_file():
+                found = _sha256(folder / _NAMESAKE)
+                if other := next((set_ for set_, sum_ in _NAMESAKES.items() if sum_ == found and set_ != name), None):
+                    raise errors.UserError(
+                        f"--config.dataset.data_dir={folder} holds the files of {other}, not of {name}"
+                    )
             splits = _read_files(official, lambda stem: _find(folder, stem))
         except OSError as error:
             raise errors.UserError(f"cannot read --config.dataset.data_dir={folder}: {error.strerror}") from error
@@ -259,7 +272,8 @@ def _fetch(builder, downloads: pathlib.Path) -> dict[str, pathlib.Path]:
     paths = {}
     for url, url_info in builder.url_infos.items():
         cached = downloads / builder.name / resource.get_dl_fname(url, url_info.checksum)
-        paths[url] = next((p for p in (manual / url_info.filename, cached) if p.is_file()), None)
+        places = (manual / builder.name / url_info.filename, manual / url_info.filename, cached)
+        paths[url] = _verified([path for path in places if path.is_file()], url, url_info.checksum)
     missing = [url for url, path in paths.items() if path is None]
     if missing:
         try:
@@ -286,8 +300,6 @@ def _fetch(builder, downloads: pathlib.Path) -> dict[str, pathlib.Path]:
                 f"{manual} (same file names), or pass --config.dataset.data_dir=FOLDER with the "
                 "official files, or --config.dataset.name=synthetic/... to do without"
             ) from error
-    for url, path in paths.items():
-        _verify(path, url, builder.url_infos[url].checksum)
     return {builder.url_infos[url].filename: path for url, path in paths.items()}
 
 
@@ -312,12 +324,19 @@ def _probe(url: str) -> None:
         raise error
 
 
-def _verify(path: pathlib.Path, url: str, checksum: str) -> None:
-    # TFDS verifies downloads and files in manual/, but not its cache.
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != checksum:
+def _verified(paths: list[pathlib.Path], url: str, checksum: str) -> pathlib.Path | None:
+    """Returns the first path that holds the file; None if there are no paths. TFDS does not verify its cache."""
+    for path in paths:
+        if _sha256(path) == checksum:
+            return path
+    if paths:
         raise errors.UserError(
-            f"{path} is not the file at {url}: SHA-256 {found}, expected {checksum}; delete it, "
-            "or pass --config.dataset.data_dir=FOLDER to use other files"
+            f"{paths[0]} is not the file at {url}, whose SHA-256 is {checksum}; delete it, move another set's into "
+            "manual/SET/, or pass --config.dataset.data_dir=FOLDER to use other files"
         )
+    return None
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

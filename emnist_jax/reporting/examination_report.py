@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from emnist_jax.datasets import Dataset
+from emnist_jax.datasets import Dataset, preparation
 from emnist_jax.inference.classifier import Classifier
 from emnist_jax.inference.examination import Examination
 from emnist_jax.inference.measures import ClassScore
@@ -66,7 +66,8 @@ def subject(network: str, classifier: Classifier, dataset: Dataset, split: str) 
     comparable = dataset.name == trained_on and not config.transfer.target and result.get("dataset_sha256")
     same_images = dataset.sha256 == result["dataset_sha256"] if comparable else None
     leaked = None
-    if dataset.name in (trained_on, config.transfer.target) and same_images is not False:
+    is_target = dataset.name == config.transfer.target and dataset.sha256 == result.get("target_sha256")
+    if is_target or (dataset.name == trained_on and same_images is not False):
         leaked = result.get("leaked", False)
     elif dataset.synthetic != result["synthetic"] and not config.init_from:
         leaked = False
@@ -166,7 +167,10 @@ def _notes(subject: Subject) -> list[str]:
 
 
 def _facts(subject: Subject) -> list[tuple[str, str]]:
-    if subject.dataset != subject.trained_on and subject.leaked is None:
+    same_preparation = preparation(subject.dataset) == preparation(subject.trained_on)
+    if subject.leaked is None and not same_preparation:
+        leaked = "not known: the same character has other pixels in these two sets"
+    elif subject.leaked is None and subject.dataset != subject.trained_on:
         audit = f"python -m emnist_jax.audit {subject.trained_on}:train {subject.dataset}:{subject.split}"
         leaked = f"not known: `{audit}` counts the images that both have"
     elif subject.same_images is False:

@@ -62,7 +62,10 @@ def train_and_evaluate(config, workdir: Path, programs: dict | None = None) -> d
             stack.callback(training.tensorboard.close)
             training.train()
             result = training.finish()
-        elif config.dataset.name == datasets.FOLDER:  # the only set whose images may be others by now
+        elif (
+            config.dataset.name == datasets.FOLDER or config.dataset.data_dir != result["config"]["dataset"]["data_dir"]
+        ):
+            # The images may be others by now.
             _check_same_images(workdir, result.get("dataset_sha256"), build(config))
         terminal.print_result(result, workdir)
         return result
@@ -354,6 +357,7 @@ class Training:
             "class_names": list(dataset.class_names),
             "synthetic": dataset.synthetic,
             "shared_images": run.shared_images,
+            "target_sha256": run.target_sha256,
             "leaked": record.leaked,
             "parameters": trainable + _size(self.state.batch_stats),
             "trainable_parameters": trainable,

@@ -37,6 +37,7 @@ class Run:
       dataset_sha256: Of all of them.
       shared_images: How many of the training and validation images stand in the validation or test split of
         `config.transfer.target`; None without a target.
+      target_sha256: Of all images and labels of that target; None without one.
       model: The network.
       optimizer: With the schedule in it.
       schedule: The learning rate of a step, for the record.
@@ -50,6 +51,7 @@ class Run:
     dataset: datasets.Dataset
     dataset_sha256: str
     shared_images: int | None
+    target_sha256: str | None
     model: Network
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
@@ -96,7 +98,7 @@ class Run:
             return True
         if not self.config.init_from:
             return False
-        return hosts.broadcast(weights.leaked(self.config, self.dataset_sha256))
+        return hosts.broadcast(weights.leaked(self.config, self.dataset_sha256, self.target_sha256))
 
 
 def network(config) -> Network:
@@ -121,7 +123,7 @@ def build(config) -> Run:
             f"the nearest that can is {nearest}"
         )
     model = network(config)
-    dataset, shared_images = _load(config)
+    dataset, shared_images, target_sha256 = _load(config)
     steps_per_epoch = len(dataset.train.labels) // batch_size
     if not steps_per_epoch:
         raise UserError(
@@ -138,10 +140,11 @@ def build(config) -> Run:
         or config.training.early_stopping_epochs
         or not config.evaluation.test
     ):
+        remedy = "add pictures" if dataset.name == datasets.FOLDER else "set config.dataset.validation_examples"
         raise UserError(
             "without validation images there is no best epoch, plateau, early stopping, or accuracy but the test's: "
-            "set config.dataset.validation_examples, or config.training.select=last, another schedule, no "
-            "config.training.early_stopping_epochs and config.evaluation.test=True"
+            f"{remedy}, or config.training.select=last, another schedule, no config.training.early_stopping_epochs and "
+            "config.evaluation.test=True"
         )
     optimizer, schedule = optimizers.make_optimizer(config, total_steps, steps_per_epoch)
     return Run(
@@ -150,6 +153,7 @@ def build(config) -> Run:
         dataset=dataset,
         dataset_sha256=dataset.sha256,
         shared_images=shared_images,
+        target_sha256=target_sha256,
         model=model,
         optimizer=optimizer,
         schedule=jax.jit(schedule),  # op by op, its first value takes half a second
@@ -159,15 +163,21 @@ def build(config) -> Run:
     )
 
 
-def _load(config) -> tuple[datasets.Dataset, int | None]:
-    """Loads the data set, less the images that a transfer's target tests on."""
-    dataset = datasets.load(config.dataset)
-    if not config.transfer.target:
-        return dataset, None
-    if config.transfer.target == dataset.name:
+def _load(config) -> tuple[datasets.Dataset, int | None, str | None]:
+    """Returns the data set, less what a transfer's target tests on, the number of that, and the target's digest."""
+    name, target = config.dataset.name, config.transfer.target
+    if target == name:
         raise UserError("config.transfer.target is the data set itself")
+    if target and target in datasets.NAMES and datasets.preparation(target) != datasets.preparation(name):
+        raise UserError(
+            f"config.transfer.target={target} cannot be compared with {name}: the same character has other pixels "
+            "there; leave it out, and the results will say that what leaked is not known"
+        )
+    dataset = datasets.load(config.dataset)
+    if not target:
+        return dataset, None, None
     settings = config.dataset.copy_and_resolve_references()
-    settings.update({"name": config.transfer.target, "validation_examples": None})
+    settings.update({"name": target, "validation_examples": None})
     target = datasets.load(settings)
     looked_at = np.concatenate([target.validation.images, target.test.images])
     shared_images = 0
@@ -182,4 +192,4 @@ def _load(config) -> tuple[datasets.Dataset, int | None]:
         "%s images of %s are in %s's validation or test split: %s",
         *(f"{shared_images:,}", dataset.name, target.name, "kept" if config.transfer.allow_leak else "left out"),
     )
-    return dataset, shared_images
+    return dataset, shared_images, target.sha256

@@ -16,7 +16,7 @@ import flax
 import jax
 import numpy as np
 
-from emnist_jax import datasets, models
+from emnist_jax import models
 from emnist_jax.config import base
 from emnist_jax.errors import UserError, first_line
 from emnist_jax.models.layers import Network
@@ -71,7 +71,7 @@ def initial_weights(source: str, params, batch_stats, class_names: Sequence[str]
     merged = None
     with hosts.all_or_none("transferred"):
         if hosts.is_first():
-            loaded = load_file(source) if _is_file(source) else _load_run(Path(source), class_names)
+            loaded = load_file(source) if _is_file(source) else _load_run(_workdir(source), class_names)
             merged = [_merge(source, *pair) for pair in zip(loaded, jax.device_get((params, batch_stats)), strict=True)]
     params, batch_stats = hosts.broadcast(merged)
     return params, batch_stats
@@ -102,6 +102,10 @@ def _is_file(source: str) -> bool:
     return source.startswith(("keras:", "pytorch:"))
 
 
+def _workdir(source: str) -> Path:
+    return Path(os.path.expanduser(source))
+
+
 def _load_run(workdir: Path, class_names: Sequence[str] | None) -> tuple[Any, Any]:
     """Returns the parameters and batch_stats of a finished run's result, without the head if its classes are others."""
     result_path = workdir / "result.json"
@@ -119,23 +123,21 @@ def _load_run(workdir: Path, class_names: Sequence[str] | None) -> tuple[Any, An
 
 
 @hosts.all_or_none("asked what leaked")
-def leaked(config, dataset_sha256: str) -> bool | None:
+def leaked(config, dataset_sha256: str, target_sha256: str | None = None) -> bool | None:
     """Tells whether the weights of `config.init_from` know images that we validate or test on; None: not known.
 
     Args:
       config: The whole config.
-      dataset_sha256: Of our images; that of a folder tells whether it is the same one.
+      dataset_sha256: Of our images, split by split.
+      target_sha256: The same of `config.transfer.target`.
     """
     if _is_file(config.init_from) or not hosts.is_first():
         return None
     try:
-        result = json.loads((Path(config.init_from) / "result.json").read_text())
-        theirs = result["config"]
-        same_split = theirs["dataset"] | {"data_dir": None} == config.dataset.to_dict() | {"data_dir": None}
-        compared = theirs["transfer"]["target"] == config.dataset.name and config.dataset.validation_examples is None
-        if config.dataset.name == datasets.FOLDER:
-            same_split, compared = result["dataset_sha256"] == dataset_sha256, False
-        return result["leaked"] if result["leaked"] is not False or same_split or compared else None
+        result = json.loads((_workdir(config.init_from) / "result.json").read_text())
+        clean_of = result["dataset_sha256"], result.get("target_sha256")
+        known = clean_of == (dataset_sha256, target_sha256) if target_sha256 else dataset_sha256 in clean_of
+        return result["leaked"] if result["leaked"] is not False or known else None
     except (KeyError, TypeError, ValueError):  # made by an earlier version
         return None
 
@@ -151,7 +153,7 @@ def check_same_network(config, model: Network) -> None:
     """
     if _is_file(config.init_from) or not hosts.is_first():
         return
-    path = Path(config.init_from) / "config.json"
+    path = _workdir(config.init_from) / "config.json"
     try:
         theirs = base()
         theirs.update(json.loads(path.read_text()))
@@ -207,6 +209,7 @@ def load_file(source: str) -> tuple[dict, dict]:
       UserError: The file cannot be read, or is of another format.
     """
     kind, _, path = source.partition(":")
+    path = os.path.expanduser(path)
     try:
         if not Path(path).is_file():
             raise FileNotFoundError("no such file")
