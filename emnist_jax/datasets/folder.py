@@ -23,6 +23,7 @@ from rich.progress import track
 
 from emnist_jax.datasets import duplicates
 from emnist_jax.errors import UserError
+from emnist_jax.reporting.environment import cores
 
 log = logging.getLogger(__name__)
 
@@ -217,8 +218,7 @@ def _number_of_processes(pictures: int) -> int:
     main = getattr(sys.modules["__main__"], "__spec__", None)
     if not main or not main.name.startswith("emnist_jax."):
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, pictures // _PICTURES_PER_PROCESS)
+    return min(cores(), pictures // _PICTURES_PER_PROCESS)
 
 
 def _begin_process() -> None:

@@ -14,14 +14,17 @@ def environment() -> dict:
     """Returns the device, the versions and the commit that a result was made with."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "numpy")
     device = jax.devices()[0]
-    # The cores that this process may use, if the system tells.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    kind = f"CPU of {cores} core{'s' * (cores > 1)}" if device.platform == "cpu" else device.device_kind
+    kind = f"CPU of {cores()} core{'s' * (cores() > 1)}" if device.platform == "cpu" else device.device_kind
     return {
         "device": f"{jax.device_count()} x {kind}",
         "versions": {package: version(package) for package in packages} | {"python": sys.version.split()[0]},
         "commit": commit(),
     }
+
+
+def cores() -> int:
+    """Returns how many cores this process may use, if the system tells, and else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache  # a sweep goes on with the code that it has imported, whatever is committed meanwhile
