@@ -88,6 +88,16 @@ def test_results_say_what_leaked_also_after_fine_tuning(planted, tmp_path, capsy
     assert leaked("~/clean") is False
 
 
+@pytest.mark.parametrize(
+    ("target_of_source", "target", "leaked"),
+    [(None, None, False), ("other", None, False), ("ours", None, False), (None, "t", None), ("t", "t", False)],
+)
+def test_a_clean_source_is_clean_of_what_it_was_compared_with(tmp_path, target_of_source, target, leaked):
+    record = {"leaked": False, "dataset_sha256": "ours", "target_sha256": target_of_source}
+    (tmp_path / "result.json").write_text(json.dumps(record))
+    assert weights.leaked(make_config(init_from=str(tmp_path)), "ours", target) is leaked
+
+
 def test_a_target_that_cannot_be_compared_is_refused():
     for name in ("mnist", "folder", "emnist_pool"):
         with pytest.raises(UserError, match=f"target={name} cannot be compared with synthetic/digits"):
