@@ -120,11 +120,13 @@ def read_sweep(sweep: str) -> ConfigDict:
 def check_results(rows: list[dict], results: dict[str, list[dict]]) -> None:
     """Raises UserError for the first result that is not what its name says."""
     from emnist_jax.config import base, flatten
+    from emnist_jax.datasets import official
     from emnist_jax.models.summary import summarize
     from emnist_jax.sweep import experiment_of
     from emnist_jax.training.run import network
 
     known = {row["name"]: row for row in rows}
+    images = {}  # data set and size of its validation split -> a file, and the digest of its images
     for name, of_row in results.items():
         if name not in known:
             raise UserError(f"results/{name} is no row of {' or '.join(SWEEPS.values())}")
@@ -146,6 +148,14 @@ def check_results(rows: list[dict], results: dict[str, list[dict]]) -> None:
                 raise UserError(f"{where} has {result['trainable_parameters']:,} parameters, its network {trainable:,}")
             if not result.get("dataset_sha256") or result["synthetic"]:
                 raise UserError(f"{where} does not say which real images it was made with")
+            dataset = wanted["dataset.name"]
+            named = dataset, wanted["dataset.validation_examples"]
+            first, digest = images.setdefault(named, (where, result["dataset_sha256"]))
+            if digest != result["dataset_sha256"]:
+                raise UserError(f"{where} was made with other images of {dataset} than {first}")
+            of_set = official.SETS[dataset].test_examples
+            if result["test"] and result["test"]["examples"] != of_set:
+                raise UserError(f"{where} counts {result['test']['examples']:,} of the {of_set:,} test images")
             check_commit(where, result["commit"])
 
 

@@ -84,10 +84,11 @@ def test_class_names():
     assert official.SETS["fashion_mnist"].class_names[9] == "Ankle boot"
 
 
-def test_validation_is_the_last_rows_of_train(tmp_path):
+def test_validation_is_the_last_rows_of_train(tmp_path, caplog):
     files, arrays = example_files()
     write_files(tmp_path, files)
     dataset = datasets.load(dataset_config(data_dir=str(tmp_path), validation_examples=3))
+    assert "holds 12 training and 5 test images, not the official 60,000 and 10,000" in caplog.text
     np.testing.assert_array_equal(dataset.train.images, arrays[0][0][:9])
     np.testing.assert_array_equal(dataset.validation.labels, arrays[0][1][9:])
 

@@ -24,7 +24,7 @@ def result_of(seed: int, top1: float) -> dict:
     return {
         "config": config,
         "seed": seed,
-        "test": {"top1": top1},
+        "test": {"top1": top1, "examples": 10_000},
         "validation": None,
         "history": [*[{"train": {"top1": top1}, "seconds": 2.0}] * 6, {"train": {"top1": top1}, "seconds": 900.0}],
         "dataset_sha256": "ab",
@@ -87,6 +87,8 @@ def test_only_changed_code_makes_a_commit_dirty(tmp_path, monkeypatch):
         ("commit", "0123456789ab-dirty", "no commit holds"),
         ("dataset_sha256", None, "does not say which real images"),
         ("synthetic", True, "does not say which real images"),
+        ("dataset_sha256", "cd", "seed0.json was made with other images of mnist than results/mnist_gap_v5/seed1.json"),
+        ("test.examples", 9_984, "counts 9,984 of the 10,000 test images"),
     ],
 )
 def test_a_result_that_is_not_what_its_name_says_is_refused(key, value, message):
@@ -97,7 +99,7 @@ def test_a_result_that_is_not_what_its_name_says_is_refused(key, value, message)
         section = section[part]
     section[last] = value
     with pytest.raises(UserError, match=message):
-        results.check_results([ROW], {"mnist_gap_v5": [result]})
+        results.check_results([ROW], {"mnist_gap_v5": [result_of(1, 0.98), result]})
     with pytest.raises(UserError, match="results/mnist_gap_v6 is no row"):
         results.check_results([ROW], {"mnist_gap_v6": [result]})
 

@@ -146,6 +146,10 @@ def read(name: str, data_dir: str | None) -> tuple[Arrays, Arrays]:
     if official.transposed:
         splits = [(np.ascontiguousarray(images.swapaxes(1, 2)), labels) for images, labels in splits]
     train, test = splits
+    found, wanted = (len(train[0]), len(test[0])), (official.train_examples, official.test_examples)
+    if found != wanted:
+        counts = "%s holds %s training and %s test images, not the official %s and %s"
+        log.warning(counts, data_dir, *(f"{count:,}" for count in (*found, *wanted)))
     return train, test
 
 
