@@ -136,16 +136,33 @@ def train_and_evaluate(model, variables, images, others):
 
 @functools.cache
 def abstract(model):
-    """Returns logits and variables, with every layer's output among them: their shapes, for no more than tracing."""
+    """Returns what is known of a network by tracing alone.
+
+    Returns:
+      The logits and the variables, with every layer's output among them, as shapes; the rates of its dropouts, in the
+      order of their calls.
+    """
+    rates = []
+
+    def record(call, args, kwargs, context):
+        if isinstance(context.module, Dropout):
+            rates.append(context.module.rate)
+        return call(*args, **kwargs)
+
     apply = partial(model.init_with_output, train=False, capture_intermediates=True)
-    return jax.eval_shape(apply, key(), batch(model, 1))
+    with nn.intercept_methods(record):
+        return *jax.eval_shape(apply, key(), batch(model, 1)), rates
+
+
+def traced(name: str):
+    """Returns `abstract` of a network in bfloat16, so that the tests trace it once."""
+    return abstract(create(name, dtype="bfloat16"))
 
 
 @pytest.mark.parametrize(("name", "classes"), models.SETTINGS)
 def test_parameter_counts(name, classes):
-    # In bfloat16, and equal to what another test traces; the parameters are the same.
     if name in models.MODELS:
-        model = create(name, dtype="bfloat16").clone(num_classes=classes)
+        model = create(name, dtype="bfloat16").clone(num_classes=classes)  # as in `traced`
     else:
         model = models.IMAGENET[name](num_classes=classes, dtype=jnp.bfloat16)
     variables = abstract(model)[1]
@@ -162,9 +179,7 @@ def test_parameter_counts(name, classes):
 
 def test_last_features_and_stems_of_the_densenets():
     def shapes(name):
-        model = create(name)
-        init = partial(model.init_with_output, train=False, capture_intermediates=True)
-        seen = jax.eval_shape(init, key(), batch(model, 1))[1]["intermediates"]
+        seen = traced(name)[1]["intermediates"]
         return seen["conv1_conv"]["__call__"][0].shape, seen["bn"]["__call__"][0].shape
 
     assert shapes("densenet") == ((1, 16, 16, 64), (1, 1, 1, 452))
@@ -252,20 +267,6 @@ def test_wrong_setting_is_an_error(name, changes, message):
     assert message in str(error.value)
 
 
-def dropout_rates(model) -> list[float]:
-    """Returns the rates of the model's dropouts, in the order of their calls."""
-    rates = []
-
-    def record(call, args, kwargs, context):
-        if isinstance(context.module, Dropout):
-            rates.append(context.module.rate)
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(record):
-        jax.eval_shape(partial(model.init, train=False), key(), batch(model, 1))
-    return rates
-
-
 @pytest.mark.parametrize(
     ("place", "rate", "calls"),
     [
@@ -280,7 +281,7 @@ def dropout_rates(model) -> list[float]:
 )
 def test_dropout_of_the_study_reaches_the_densenet(place, rate, calls):
     model = tiny_densenet(**{"dropout.head": 0.0, f"dropout.{place}": rate})
-    assert dropout_rates(model) == [rate if i in calls else 0.0 for i in range(9)]
+    assert abstract(model)[2] == [rate if i in calls else 0.0 for i in range(9)]
     variables = init(tiny_densenet())
     one, two, again = (train_logits(model, variables, batch(model), key(i))[0] for i in (1, 2, 1))
     assert (np.abs(one - two).max(-1) > 1e-3).all()
@@ -288,16 +289,16 @@ def test_dropout_of_the_study_reaches_the_densenet(place, rate, calls):
 
 
 def test_dropout_rates_of_the_sources():
-    assert dropout_rates(tiny_densenet()) == [0.0] * 8 + [0.3]
-    assert not any(dropout_rates(create("densenet121")))
+    assert abstract(tiny_densenet())[2] == [0.0] * 8 + [0.3]
+    assert not any(traced("densenet121")[2])
     residual = [i for i in range(23) if i not in (0, 2, 5, 8, 12, 16, 21)]
-    np.testing.assert_allclose(dropout_rates(create("efficientnet_b1")), [*(0.2 * i / 23 for i in residual), 0.2])
-    assert dropout_rates(create("lenet5")) == dropout_rates(create("lenet5_rbf")) == [0.5]
-    assert dropout_rates(create("mnist_cnn")) == [0.4]
+    np.testing.assert_allclose(traced("efficientnet_b1")[2], [*(0.2 * i / 23 for i in residual), 0.2])
+    assert traced("lenet5")[2] == traced("lenet5_rbf")[2] == [0.5]
+    assert traced("mnist_cnn")[2] == [0.4]
     for number, count in ((4, 0), (5, 6), (6, 6), (7, 5), (10, 5)):
-        assert [rate for rate in dropout_rates(create(f"mnist_squeeze_{number}")) if rate] == [0.01] * count
-    assert dropout_rates(create("mnist_onecycle")) == [0.05] * 6
-    assert not any(dropout_rates(create("mnist_gap_v5")))
+        assert [rate for rate in traced(f"mnist_squeeze_{number}")[2] if rate] == [0.01] * count
+    assert traced("mnist_onecycle")[2] == [0.05] * 6
+    assert not any(traced("mnist_gap_v5")[2])
 
 
 def test_without_dropout_training_needs_no_rng():
@@ -474,7 +475,8 @@ def test_inference_uses_convolutions_of_its_own_on_a_cpu_alone():
     xla, matmul = (create("mnist_gap_v2", convolution=c) for c in ("xla", "matmul"))
     assert xla.for_inference is xla and matmul.for_inference.convolution == "forward"
     variables = init(xla)
-    logits = [model.apply(variables, batch(xla), train=False) for model in (xla, matmul.for_inference)]
+    apply = jax.jit(nn.Module.apply, static_argnums=0, static_argnames="train", compiler_options=FAST)
+    logits = [apply(model, variables, batch(xla), train=False) for model in (xla, matmul.for_inference)]
     np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-5)
 
 
@@ -489,7 +491,7 @@ def test_convolution_setting():
 
 @pytest.mark.parametrize("name", models.MODELS)
 def test_bfloat16_computes_in_it_but_keeps_parameters_and_head(name):
-    logits, variables = abstract(create(name, dtype="bfloat16"))
+    logits, variables, _ = traced(name)
     outputs = variables["intermediates"]
     assert {x.dtype for x in jax.tree.leaves({**variables, "intermediates": {}})} == {jnp.dtype("float32")}
     assert logits.dtype == jnp.float32
