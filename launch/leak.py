@@ -11,6 +11,7 @@ The folders that it makes have the names of ByMerge's and Balanced's files, as t
 """
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def main() -> None:
     hosts.check_devices()
     if not _POOL.value:
         raise UserError("pass --pool=FOLDER_OF_ITS_FILES")
-    config, workdir = base().dataset, Path(_WORKDIR.value or f"runs/leak_{_MODEL.value}")
+    config, workdir = base().dataset, Path(os.path.expanduser(_WORKDIR.value or f"runs/leak_{_MODEL.value}"))
     config.name, config.data_dir, config.validation_examples = "emnist_pool", _POOL.value, 0
     pool = datasets.load(config)
     half = _halves(pool.test.labels)

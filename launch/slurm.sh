@@ -23,7 +23,7 @@ case $code in
     if ((${SLURM_RESTART_COUNT:-0} < ${MAX_RESTARTS:-20})); then
       scontrol requeue "$SLURM_JOB_ID"
     else
-      echo "started again $SLURM_RESTART_COUNT times: the same command resumes" >&2
+      echo "started again ${SLURM_RESTART_COUNT:-0} times: the same command resumes" >&2
     fi
     ;;
 esac

@@ -65,19 +65,22 @@ def test_emnist_files_are_transposed_and_letters_count_from_1(tmp_path):
     assert "".join(dataset.class_names[i] for i in dataset.test.labels)[:4] == "ABCD"
 
 
-def test_class_names():
-    counts = {name: len(s.class_names) for name, s in official.SETS.items()}
-    assert counts == {
-        "mnist": 10,
-        "fashion_mnist": 10,
-        "kmnist": 10,
-        "emnist/balanced": 47,
-        "emnist/bymerge": 47,
-        "emnist/byclass": 62,
-        "emnist/letters": 26,
-        "emnist/digits": 10,
-        "emnist/mnist": 10,
-        "emnist_pool": 47,
+def test_sizes_and_class_names():
+    sizes = {
+        name: (len(s.class_names), s.train_examples - s.validation_examples, s.validation_examples, s.test_examples)
+        for name, s in official.SETS.items()
+    }
+    assert sizes == {
+        "mnist": (10, 50_000, 10_000, 10_000),
+        "fashion_mnist": (10, 50_000, 10_000, 10_000),
+        "kmnist": (10, 50_000, 10_000, 10_000),
+        "emnist/balanced": (47, 94_000, 18_800, 18_800),
+        "emnist/bymerge": (47, 581_609, 116_323, 116_323),
+        "emnist/byclass": (62, 581_609, 116_323, 116_323),
+        "emnist/letters": (26, 104_000, 20_800, 20_800),
+        "emnist/digits": (10, 200_000, 40_000, 40_000),
+        "emnist/mnist": (10, 50_000, 10_000, 10_000),
+        "emnist_pool": (47, 185_533, 18_800, 18_800),
     }
     merged = official.SETS["emnist/balanced"].class_names
     assert "".join(merged) == "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"

@@ -5,9 +5,13 @@ import io
 import re
 import socket
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
+import waitress
+from absl import flags
+from absl.testing.flagsaver import flagsaver
 from PIL import Image, ImageDraw
 from werkzeug.test import Client
 
@@ -165,6 +169,25 @@ def test_the_page_is_asked_for_by_this_computers_name(client, host, status):
     assert client.get("/", headers={"Host": host}).status_code == status
     content = content_of(picture_of("7"))
     assert read(client, content, Host=host, Origin=f"http://{host}").status_code == status
+
+
+def test_the_command_guards_a_page_for_this_computer_alone(network, monkeypatch):
+    served = []
+
+    def create_server(application, sockets, **_):
+        sockets[0].close()
+        served.append(application)
+        return mock.Mock()
+
+    monkeypatch.setattr(waitress, "create_server", create_server)
+    monkeypatch.setattr(classifier, "load", lambda source: network)
+    flags.FLAGS.mark_as_parsed()
+    for host, status in (("127.0.0.1", 403), ("0.0.0.0", 200)):
+        with flagsaver(host=host, port=0, browser=False):
+            demo.main()
+        client = Client(served.pop())
+        assert client.get("/", headers={"Host": "localhost"}).status_code == 200
+        assert client.get("/", headers={"Host": "evil.example"}).status_code == status
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,14 @@ def command(*runs: str, **values) -> None:
 # What is measured.
 
 
+def test_the_validation_images_are_measured_if_they_are_named(classifier, dataset):
+    images, labels = dataset.validation.images, dataset.validation.labels
+    examination = examine(classifier, dataset, "validation")
+    assert examination.accuracy.correct == (classifier.classify(images).labels == labels).sum()
+    assert (examination.accuracy.images, examination.fitted_on) == (30, 30)
+    assert (examination.uncorrupted_example == images).all((1, 2)).any()
+
+
 def test_the_figures_are_those_of_the_predictions(examination, classifier, dataset):
     predictions, labels = classifier.classify(dataset.test.images), dataset.test.labels
     correct = predictions.labels == labels
@@ -187,15 +195,18 @@ def test_what_leaked_is_not_taken_for_granted(arguments, leaked):
 )
 def test_the_page_says_first_what_to_know(arguments, text):
     assert any(text in note for note in examination_report._notes(subject(*arguments)))
-    facts = [dict(examination_report._facts(subject("mnist", name)))["leaked"] for name in ("emnist/mnist", "kmnist")]
-    assert all(fact.startswith("not known: the same character") for fact in facts)
-    facts = dict(examination_report._facts(subject("emnist/bymerge", "emnist/balanced")))
-    assert "emnist_jax.audit emnist/bymerge:train emnist/balanced:test" in facts["leaked"]
-    ordinary = examination_report._notes(subject("mnist", "mnist"))
-    assert len(ordinary) == 1
+    assert len(examination_report._notes(subject("mnist", "mnist"))) == 1
+
+
+def test_a_row_of_the_confusion_matrix_is_a_true_class():
+    figure = DRAW(np.array([0, 0, 1]), np.array([0, 2, 1]), ("a", "b", "c"), "")
+    fractions = figure.axes[0].images[0].get_array()
+    np.testing.assert_array_equal(fractions, [[0.5, 0, 0.5], [0, 1, 0], [0, 0, 0]])
 
 
 def test_how_to_find_out_what_leaked():
+    facts = [dict(examination_report._facts(subject("mnist", name)))["leaked"] for name in ("emnist/mnist", "kmnist")]
+    assert all(fact.startswith("not known: the same character") for fact in facts)
     facts = dict(examination_report._facts(subject("emnist/bymerge", "emnist/balanced")))
     assert "python -m emnist_jax.audit emnist/bymerge:train emnist/balanced:test" in facts["leaked"]
     facts = dict(examination_report._facts(subject("emnist_pool", "emnist_pool")))

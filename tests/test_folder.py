@@ -216,10 +216,6 @@ def test_links_are_followed(tmp_path, quick):
     assert np.sum(counts(read(tmp_path / "set"))) == 8
 
 
-def spoil_nothing(root):
-    """The folder is right, and something else is not."""
-
-
 def one_class(root):
     shutil.rmtree(root / "train/b")
 

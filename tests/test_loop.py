@@ -7,6 +7,7 @@ import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -25,8 +26,10 @@ def test_a_run_writes_what_it_found(finished):
     assert result["validation"]["examples"] == 40
     assert result["epochs"] == 3
     assert result["test"]["top5"] > result["test"]["top1"]
-    for key in ("train_seconds", "compile_seconds", "images_per_second", "inference_seconds"):
+    for key in ("train_seconds", "compile_seconds", "inference_seconds"):
         assert result[key] > 0
+    assert result["seconds_per_epoch"] == pytest.approx(result["train_seconds"] / 3)
+    assert result["images_per_second"] == pytest.approx(3 * 10 * 16 / result["train_seconds"])
     assert result["evaluation_seconds"] > result["inference_seconds"]
     assert {"seed", "device", "versions", "commit"} <= result.keys()
     log = (workdir / "log.txt").read_text()
@@ -60,12 +63,30 @@ def test_a_run_that_chooses_does_not_look_at_the_test_images(tmp_path, finished,
     table = capsys.readouterr().out.partition("tiny on")[2]
     assert "validation top-1" in table and "test" not in table.partition("tensorboard")[0]
     tags = EventAccumulator(str(tmp_path)).Reload().Tags()
-    assert not [tag for tag in tags["scalars"] if "test" in tag] and "confusion_matrix" not in tags["images"]
+    assert not [tag for tag in tags["scalars"] if "test" in tag]
     assert scalars_of(tmp_path, "chosen/top1") == [(30, pytest.approx(result["validation"]["top1"]))]
     config.dataset.validation_examples, config.training.select = 0, "last"
     config.schedule.name, config.training.early_stopping_epochs = "constant", None
     with pytest.raises(UserError, match="without validation images there is no .* accuracy but the test's"):
         loop.train_and_evaluate(config, tmp_path / "unmeasured")
+
+
+def test_each_epoch_and_each_seed_has_its_own_order(tmp_path):
+    orders = []
+    for seed in (0, 1):
+        run = loop.build(make_config(seed=seed))
+        training = loop.Training(run, tmp_path, None)
+        training.epoch_order = train_step.make_epoch_order(len(run.dataset.train.labels), 16, run.mesh)
+        for epochs in ([], [{}]):
+            training.record.epochs = epochs
+            orders.append(np.asarray(training._order()).tobytes())
+    assert len(set(orders)) == 4
+
+
+def test_the_metrics_of_an_epoch_are_its_own(finished):
+    workdir, _ = finished
+    state = ocp.PyTreeCheckpointer().restore(workdir / "checkpoints/30/state")
+    assert state["metrics"]["loss"]["count"] == 0
 
 
 def test_a_finished_run_prints_its_result_again(finished, capsys):
@@ -154,8 +175,11 @@ def test_transfer_begins_with_the_tested_network(finished, tmp_path):
     assert again["step"] == 1
 
     run = loop.build(config)
-    variables, test = run.initial_state().variables, run.dataset.test
+    variables, test, validation = run.initial_state().variables, run.dataset.test, run.dataset.validation
     evaluator = evaluation.Evaluator(run.model, run.config, run.mesh, variables, (28, 28), len(test.labels))
+    logits = evaluator.logits(variables, evaluator.batches(validation.images), len(validation.labels))
+    # Of the moving averages, which the new run begins with.
+    assert evaluation.measure(logits, validation.labels) == pytest.approx(result["validation"], rel=1e-5)
     logits = evaluator.logits(variables, evaluator.batches(test.images), len(test.labels))
     assert evaluation.measure(logits, test.labels) == pytest.approx(result["test"], rel=1e-5)
     assert len(test.labels) % evaluator.batch_size  # so that the last batch is filled up

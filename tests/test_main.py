@@ -90,6 +90,15 @@ def test_the_study_s_recipes_and_ours(name, variant, optimizer, rate, size, epoc
     assert strides == expected.get(variant, [2, 1])
 
 
+def test_what_else_the_sources_say():
+    resnet, densenet, best = load("resnet50.py"), load("densenet.py"), load("mnist_best.py")
+    assert (resnet.model.activation, resnet.model.dropout.head) == ("leaky_relu", 0.5)
+    assert densenet.augmentation.max_zoom_fraction == 0.1 and not densenet.augmentation.max_brightness_fraction  # aug_4
+    assert (best.optimizer.name, best.optimizer.learning_rate, best.schedule.factor) == ("adam", 0.001, 0.98)
+    assert (best.training.batch_size, best.training.epochs, best.training.ema_decay) == (120, 150, 0.999)
+    assert (best.augmentation.max_rotation_degrees, best.augmentation.max_shift_pixels) == (20, 28 / 5)
+
+
 @pytest.mark.parametrize(
     ("name", "variant", "message"),
     [

@@ -301,6 +301,38 @@ def test_dropout_rates_of_the_sources():
     assert not any(traced("mnist_gap_v5")[2])
 
 
+class Seen(Exception):
+    """Ends the tracing of a network."""
+
+
+@pytest.mark.parametrize("name", [name for name in models.MODELS if hasattr(create(name), "stem_stride")])
+def test_the_stem_s_stride_reaches_its_convolution(name):
+    def first_convolution(call, args, kwargs, context):
+        outputs = call(*args, **kwargs)
+        if isinstance(context.module, nn.Conv):
+            raise Seen(outputs.shape[1])
+        return outputs
+
+    sizes = []
+    for stride in (1, 2):
+        model = create(name, stem_stride=stride)
+        with nn.intercept_methods(first_convolution), pytest.raises(Seen) as seen:
+            jax.eval_shape(partial(model.init, train=False), key(), batch(model, 1))
+        sizes.append(seen.value.args[0])
+    assert sizes[1] == -(-sizes[0] // 2)
+
+
+@pytest.mark.parametrize("name", ["lenet5", "mnist_small", "resnet50"])
+def test_activation_replaces_every_relu(name):
+    model = create(name, activation="swish")
+    program = str(jax.make_jaxpr(partial(model.init, train=False))(key(), batch(model, 1)))
+    assert "silu" in program and "relu" not in program
+
+
+def test_synchronisation_of_batch_norm_reaches_the_network():
+    assert [create("mnist_gap_v2", sync_batch_norm=x).sync_batch_norm for x in (True, False)] == [True, False]
+
+
 def test_without_dropout_training_needs_no_rng():
     model = tiny_densenet(**{"dropout.head": 0.0})
     jax.eval_shape(partial(model.apply, train=True, mutable=["batch_stats"]), init(model), batch(model))

@@ -287,7 +287,13 @@ def test_images_that_vanish_or_change_between_two_starts_are_noticed(tmp_path, m
 
 def diverging_config(**changes):
     """Returns a config whose learning rate rises to what no network bears."""
-    changes = {"optimizer.learning_rate": 1e9, "schedule.name": "cosine", "schedule.warmup_epochs": 2.0, **changes}
+    changes = {
+        "seed": 5,
+        "optimizer.learning_rate": 1e9,
+        "schedule.name": "cosine",
+        "schedule.warmup_epochs": 2.0,
+        **changes,
+    }
     return make_config(**changes)
 
 
@@ -329,7 +335,11 @@ def test_a_loss_that_is_not_finite_stops_with_all_to_look_into_it(tmp_path):
     assert np.isfinite(parameters_of(tmp_path, step)).all()
     saved = np.load(found[4])
     assert saved["images"].shape == (16, 28, 28) and saved["labels"].shape == saved["rows"].shape == (16,)
-    train = datasets.load(diverging_config().dataset).train
+    config = diverging_config()
+    train = datasets.load(config.dataset).train
+    order_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
+    order = train_step.make_epoch_order(len(train.labels), 16, train_step.make_mesh())(order_key, step // 10)
+    np.testing.assert_array_equal(saved["rows"], order[step % 10])
     np.testing.assert_array_equal(train.images[saved["rows"]], saved["images"])
     np.testing.assert_array_equal(train.labels[saved["rows"]], saved["labels"])
 
@@ -347,6 +357,14 @@ def test_a_rollback_goes_on_from_the_epoch_before_with_a_lower_learning_rate(tmp
     rates = [epoch["learning_rate"] for epoch in result["history"]]
     assert rates == pytest.approx([0.02 / 2, 0.02 / 8, 0.02 / 16])
     assert scalars_of(tmp_path, "learning_rate") == list(zip((10, 20, 30), map(pytest.approx, rates), strict=True))
+
+
+def test_a_run_that_stopped_for_a_fault_goes_on_with_rollbacks_as_its_error_says(tmp_path, faults):
+    for _ in range(2):
+        with pytest.raises(UserError, match="of step 4 .* is not finite; .* or set --config.on_nan=rollback"):
+            loop.train_and_evaluate(make_config(), tmp_path)
+    result = loop.train_and_evaluate(make_config(on_nan="rollback"), tmp_path)
+    assert [rollback["step"] for rollback in result["rollbacks"]] == [4, 18, 18]
 
 
 def test_a_validation_loss_that_is_not_finite_stops_and_stops_again(tmp_path, monkeypatch):

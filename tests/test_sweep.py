@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -105,7 +106,8 @@ def get_config(name):
 
 def test_a_row_with_a_pretraining_starts_from_its_weights(tmp_path):
     (tmp_path / "tiny_half.py").write_text(HALF)
-    code, stdout, stderr = finish(start(tmp_path, sweep=TRANSFER.replace("FOLDER", str(tmp_path))))
+    override = "--override=training.label_smoothing=0.125"
+    code, stdout, stderr = finish(start(tmp_path, override, sweep=TRANSFER.replace("FOLDER", str(tmp_path))))
     assert code == 0, stderr
     for seed in (0, 1):
         before, after = (
@@ -114,6 +116,7 @@ def test_a_row_with_a_pretraining_starts_from_its_weights(tmp_path):
         )
         assert (before["dataset"], after["dataset"]) == ("synthetic/mnist", "synthetic/digits")
         assert before["seed"] == after["seed"] == seed and after["leaked"] is False
+        assert after["config"]["training"]["label_smoothing"] == 0.125
         for half in ("pretrained_", ""):
             log = (tmp_path / "runs/transfer" / f"{half}seed{seed}/log.txt").read_text()
             assert ("compiling" in log) == (seed == 0), half  # the seeds share what was compiled
@@ -123,7 +126,7 @@ def test_a_row_with_a_pretraining_starts_from_its_weights(tmp_path):
     shutil.rmtree(tmp_path / "runs/transfer/pretrained_seed0")
     (tmp_path / "runs").rename(tmp_path / "moved")
     moved = f"--workdir={tmp_path / 'moved'}"
-    code, again, stderr = finish(start(tmp_path, moved, sweep=TRANSFER.replace("FOLDER", str(tmp_path))))
+    code, again, stderr = finish(start(tmp_path, moved, override, sweep=TRANSFER.replace("FOLDER", str(tmp_path))))
     assert code == 0 and again[again.index("|") :] == stdout[stdout.index("|") :], stderr
     assert not (tmp_path / "moved/transfer/pretrained_seed0").exists()
 
@@ -169,7 +172,14 @@ exit "${codes[${BASH_REMATCH[1]}]}"
 
 @pytest.mark.parametrize(
     ("codes", "tables", "stop", "expected"),
-    [("0", 0, False, 0), ("2", 0, False, 2), ("0 75 2", 0, False, 75), ("0", 2, False, 2), ("0 0", 0, True, 75)],
+    [
+        ("0", 0, None, 0),
+        ("2", 0, None, 2),
+        ("0 75 2", 0, None, 75),
+        ("0", 2, None, 2),
+        ("0 0", 0, signal.SIGTERM, 75),
+        ("0", 0, signal.SIGHUP, 75),
+    ],
 )
 def test_the_script_for_all_results_writes_the_tables_whatever_ends_a_sweep(tmp_path, codes, tables, stop, expected):
     (tmp_path / "python").write_text(PYTHON)
@@ -187,7 +197,7 @@ def test_the_script_for_all_results_writes_the_tables_whatever_ends_a_sweep(tmp_
     while stop and (not calls.exists() or calls.read_text().count("\n") < jobs):
         time.sleep(0.01)
     if stop:
-        process.terminate()
+        process.send_signal(stop)
     assert process.wait(timeout=30) == expected
     *sweeps, last = calls.read_text().splitlines()
     assert last.endswith(" -m emnist_jax.results")

@@ -21,6 +21,10 @@ def lines():
     logger.setLevel(level)
 
 
+def test_the_standard_error_is_that_of_a_fraction_of_the_images():
+    assert terminal.standard_error(0.9, 100) == pytest.approx(0.03)
+
+
 def test_without_a_terminal_progress_is_a_line_a_minute(lines, monkeypatch):
     clock = iter(float(second) for second in (0, 30, 90, 100, 200))
     monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))

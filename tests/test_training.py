@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 import shared
 from emnist_jax import config as config_lib
 from emnist_jax.models import plain
-from emnist_jax.training import evaluation, optimizers, train_step
+from emnist_jax.training import augmentation, evaluation, optimizers, train_step
 from emnist_jax.training.run import build
 
 LAYERS = (
@@ -110,6 +110,14 @@ def test_gradients_are_the_same_on_four_devices():
     assert_trees_close(four[0], one[0])
     assert_trees_close(four[1], one[1])
     assert_trees_close(four[2].compute(), one[2].compute())
+
+
+def test_training_augments_and_evaluation_does_not():
+    changes = {"model.dropout.convolution": 0.0, "augmentation.max_brightness_fraction": 0.5}
+    changes |= {"augmentation.max_rotation_degrees": 0.0, "augmentation.elastic_displacement_pixels": 0.0}
+    augmented = gradients_of(make_config(**changes), 1)[2].compute()
+    plain = gradients_of(make_config(**changes | {"augmentation.max_brightness_fraction": 0.0}), 1)[2].compute()
+    assert abs(augmented["loss"] - plain["loss"]) > 1e-4
 
 
 def test_gradients_without_batch_norm_synchronisation_are_the_mean_of_the_shards():
@@ -224,6 +232,7 @@ def test_the_decay_of_the_moving_average_rises_to_its_setting():
 def test_the_setting_for_deterministic_gpus_compiles_and_changes_nothing_on_a_cpu():
     plain, deterministic = (train(make_config(deterministic=x), 1, steps=2) for x in (False, True))
     assert_trees_close(plain, deterministic, 0, 0)
+    assert train_step.compiler_options(make_config(deterministic=True)) == {"xla_gpu_deterministic_ops": True}
 
 
 @pytest.mark.parametrize("balanced, ratio", [(False, 5.0), (True, 1.0)])
@@ -305,6 +314,14 @@ def test_network_input_pads_normalises_and_repeats():
     np.testing.assert_allclose(x[:, 2:30, 2:30, 1], (images / 255 - 0.25) / 0.5, rtol=1e-4)
     np.testing.assert_array_equal(x[..., 0], x[..., 2])
     np.testing.assert_allclose(x[:, :2], -0.5)
+    # Augmentation comes after the one and before the other.
+    config.augmentation.max_rotation_degrees, config.augmentation.max_brightness_fraction = 30.0, 0.5
+    keys = jax.random.split(jax.random.key(0), 3)
+    padded = jnp.pad(images, ((0, 0), (2, 2), (2, 2))) / np.float32(255)
+    expected = (augmentation.augment(padded, keys, config.augmentation) - 0.25) / 0.5
+    augmented = train_step.network_input(images, config, (32, 32, 3), keys)
+    np.testing.assert_allclose(augmented[..., 0], expected, atol=1e-5)
+    assert np.abs(augmented - x).max() > 0.1
 
 
 def test_metrics_are_means_over_examples():
