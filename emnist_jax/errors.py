@@ -12,6 +12,10 @@ class UserError(Exception):
         super().__init__(" ".join(message.splitlines()))
 
 
+class NotFiniteError(UserError):
+    """A loss, gradient or update that is not finite: the same command would meet it again."""
+
+
 class Stopped(Exception):
     """Stopped before the end, with all saved: the same command resumes. Exit code 75, sysexits' EX_TEMPFAIL."""
 

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from emnist_jax.errors import Stopped, UserError, first_line, unknown
+from emnist_jax.errors import NotFiniteError, Stopped, UserError, first_line, unknown
 from emnist_jax.training.workdir import check_same
 
 
@@ -19,7 +19,8 @@ def run(
 ) -> None:
     """Runs the trials that are missing, each in WORKDIR/trial_N/seedN, and prints all, the best first.
 
-    A trial that failed is tried again by the next call. Stops do not change what is proposed.
+    A trial that failed is tried again by the next call, unless its loss was not finite: then it is over, without an
+    accuracy. Stops do not change what is proposed.
 
     Args:
       row: What all trials have in common.
@@ -79,8 +80,12 @@ def run(
         overridden = {**row, "overrides": {**row["overrides"], **trial.params}}
         try:
             results = [train(overridden, seed, workdir / name / f"seed{seed}") for seed in row["seeds"]]
+        except NotFiniteError as error:
+            study.tell(number, state=optuna.trial.TrialState.FAIL)
+            print(f"[{number + 1}/{search['trials']}] {_settings(trial)}: {error}", flush=True)
+            continue
         except (UserError, OSError, MemoryError, JaxRuntimeError) as error:
-            failures.append(error)
+            failures.append(first_line(error))  # the error itself would keep the run and its memory
             print(f"[{number + 1}/{search['trials']}] {_settings(trial)}: failed: {first_line(error)}", flush=True)
             continue
         study.tell(number, statistics.mean(result["validation"]["top1"] for result in results))
@@ -89,9 +94,9 @@ def run(
         print(f"[{number + 1}/{search['trials']}] {line}", flush=True)
 
     finished = [trial for trial in study.trials if trial.state.is_finished()]
-    print(_table(sorted(finished, key=lambda trial: -trial.value), list(ranges)))
+    print(_table(sorted(finished, key=lambda trial: -(trial.value or 0)), list(ranges)))
     if failures:
-        raise UserError(f"{len(failures)} of {search['trials']} trials failed, the last: {first_line(failures[-1])}")
+        raise UserError(f"{len(failures)} of {search['trials']} trials failed, the last: {failures[-1]}")
 
 
 def _distribution(key: str, values, distributions):
@@ -120,5 +125,6 @@ def _short(value) -> str:
 def _table(trials: list, keys: list[str]) -> str:
     lines = [["trial", "validation top-1, %", *(f"`{key}`" for key in keys)], ["---"] * (2 + len(keys))]
     for trial in trials:
-        lines.append([str(trial.number), f"{100 * trial.value:.2f}", *(_short(trial.params[key]) for key in keys)])
+        top1 = "not finite" if trial.value is None else f"{100 * trial.value:.2f}"
+        lines.append([str(trial.number), top1, *(_short(trial.params[key]) for key in keys)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -54,6 +54,13 @@ def test_only_what_trains_promises_to_resume():
     assert re.match(r"error: \[Errno \d+\] .*\n", stderr) and "resumes" not in stderr
 
 
+def test_no_command_loads_jax_before_it_has_begun():
+    """Its settings, among them where compiled programs are kept, are made first."""
+    modules = ", ".join(f"emnist_jax.{name}" for name in command_line.COMMANDS)
+    command = [sys.executable, "-c", f"import sys, {modules}; assert 'jax' not in sys.modules"]
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
 def test_training_does_not_load_pytorch(tmp_path):
     (tmp_path / "torch.py").write_text("raise SystemExit('PyTorch was loaded')")
     command = [sys.executable, "-c", "import emnist_jax.training.loop, sys; assert 'torch' not in sys.modules"]

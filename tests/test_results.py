@@ -161,8 +161,9 @@ def test_no_two_rows_name_commands_of_one_workdir():
 def test_a_pretraining_is_part_of_what_a_name_says():
     transfer = row("configs/mnist_gap.py:v5", pretraining="configs/mnist_gap.py:v4")
     assert tables.command_of(transfer) == (
-        "python -m emnist_jax.main --config=configs/mnist_gap.py:v4 && "
-        "python -m emnist_jax.main --config=configs/mnist_gap.py:v5 --config.init_from=runs/mnist_gap_v4"
+        "python -m emnist_jax.main --config=configs/mnist_gap.py:v4 --workdir=runs/mnist_gap_v5/pretrained_seed0 && "
+        "python -m emnist_jax.main --config=configs/mnist_gap.py:v5 "
+        "--config.init_from=runs/mnist_gap_v5/pretrained_seed0 --workdir=runs/mnist_gap_v5/seed0"
     )
     result = result_of(0, 0.99)
     with pytest.raises(UserError, match="with init_from=None, but its row has mnist_gap_v5/pretrained_seed0"):

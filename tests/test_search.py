@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from emnist_jax import search
 from emnist_jax.config import row
 from emnist_jax.config import search as search_config
-from emnist_jax.errors import Stopped, UserError
+from emnist_jax.errors import NotFiniteError, Stopped, UserError
 from test_sweep import finish, start
 
 ROW = row("configs/mnist_squeeze.py:10", seeds=2, name="a")
@@ -34,12 +35,12 @@ class Trained:
     """Stands in for training: notes each run; what is right of the validation images is the rate's distance to 0.02."""
 
     def __init__(self):
-        self.runs, self.failing = [], set()
+        self.runs, self.failing, self.error = [], set(), UserError("no images")
 
     def __call__(self, row, seed, folder):
         self.runs.append((folder.parent.name, folder.name, tuple(row["overrides"].items())))
         if folder.parent.name in self.failing:
-            raise UserError("the loss is not finite")
+            raise self.error
         rate = row["overrides"]["optimizer.learning_rate"]
         return {"validation": {"top1": 1 - abs(rate - 0.02) - 0.001 * seed}, "train_seconds": 1.0}
 
@@ -87,17 +88,44 @@ def test_values_are_in_their_ranges_and_the_best_is_first(tmp_path, capsys):
 def test_a_failed_trial_is_said_and_tried_again(tmp_path, capsys):
     trained = Trained()
     trained.failing = {"trial_1"}
-    with pytest.raises(UserError, match="^1 of 3 trials failed, the last: UserError: the loss is not finite"):
+    with pytest.raises(UserError, match="^1 of 3 trials failed, the last: UserError: no images"):
         run(tmp_path, trained, trials=3)
-    assert capsys.readouterr().out.count("failed: UserError: the loss is not finite") == 1
+    assert capsys.readouterr().out.count("failed: UserError: no images") == 1
     trained.failing, trained.runs = set(), []
     with pytest.raises(Stopped, match="with 1 of 3 trials to go"):
         run(tmp_path, trained, trials=3, is_over=lambda: True)
     run(tmp_path, trained, trials=3)
     assert [name for name, *_ in trained.runs] == ["trial_1", "trial_1"]
     trained.failing = {"trial_0"}
-    with pytest.raises(UserError, match="^1 of 1 trials failed, the last: UserError: the loss is not finite"):
+    with pytest.raises(UserError, match="^1 of 1 trials failed, the last: UserError: no images"):
         run(tmp_path / "other", trained, trials=1)
+
+
+def test_a_trial_whose_loss_is_not_finite_is_over(tmp_path, capsys):
+    trained = Trained()
+    trained.failing, trained.error = {"trial_1"}, NotFiniteError("the loss of step 3 is not finite")
+    for _ in range(2):
+        run(tmp_path, trained, trials=3)
+    assert [name for name, *_ in trained.runs] == ["trial_0", "trial_0", "trial_1", "trial_2", "trial_2"]
+    printed = capsys.readouterr().out
+    assert printed.count("the loss of step 3 is not finite") == 1
+    assert re.search(r"\| 1 \| not finite \| [^\n]*\n?$", printed)
+
+
+def test_a_failed_trial_keeps_nothing_in_memory(tmp_path):
+    kept = []
+
+    class Weights:
+        """Stands in for what a run has on the device."""
+
+    def train(*_):
+        weights = Weights()
+        assert not any(reference() for reference in kept)
+        kept.append(weakref.ref(weights))
+        raise UserError("no images")
+
+    with pytest.raises(UserError, match="2 of 2 trials failed"):
+        run(tmp_path, train, trials=2)
 
 
 def test_a_search_that_is_killed_after_any_record_of_its_journal_goes_on(tmp_path):

@@ -276,7 +276,8 @@ def test_images_that_vanish_or_change_between_two_starts_are_noticed(tmp_path, m
     assert loop.train_and_evaluate(config, tmp_path / "run")["step"] in (10, 20, 30)
     assert "resumed at step 8" in (tmp_path / "run/log.txt").read_text()
 
-    # The result of a finished run is that of other files neither.
+    # A finished run reads no images, but for another folder: its result is not that of other files.
+    assert loop.train_and_evaluate(config, tmp_path / "run")["step"] in (10, 20, 30)
     (tmp_path / "data").rename(tmp_path / "moved")
     config.dataset.data_dir = str(tmp_path / "moved")
     assert loop.train_and_evaluate(config, tmp_path / "run")["step"] in (10, 20, 30)

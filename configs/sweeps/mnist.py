@@ -2,7 +2,7 @@
 
     python -m emnist_jax.sweep --config=configs/sweeps/mnist.py --results=results
 
-About fifteen hours on two CPU cores, but for `mnist_best`, the last, which wants a GPU. The sources report their best
+About twenty hours on two CPU cores, but for `mnist_best`, the last, which wants a GPU. The sources report their best
 test epoch; the simple CNN's reports its last.
 """
 

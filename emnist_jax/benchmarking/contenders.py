@@ -106,6 +106,7 @@ class _PyTorch:
 
         torch.manual_seed(0)
         torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as JAX's default there
+        torch.backends.cudnn.benchmark = True  # convolutions chosen by speed, as XLA chooses them
         self._on_gpu = setting.platform != "cpu"
         self._bfloat16 = setting.dtype == "bfloat16"
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format

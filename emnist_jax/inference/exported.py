@@ -109,6 +109,7 @@ def function(classifier: Classifier, weights: str = "float32") -> Callable[[jax.
     model = classifier.model.clone(convolution="xla")
     variables = compression.stored(classifier.variables, weights)
 
+    @jax.default_matmul_precision("float32")  # as `Classifier`
     def logits(images):
         floats = compression.restored(jax.tree.map(jnp.asarray, variables))
         x = network_input(images, classifier.config, model.input_shape)

@@ -7,11 +7,11 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import jax
-
 
 def environment() -> dict:
     """Returns the device, the versions and the commit that a result was made with."""
+    import jax  # late: `cores` is for processes that do without
+
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "numpy")
     device = jax.devices()[0]
     kind = f"CPU of {cores()} core{'s' * (cores() > 1)}" if device.platform == "cpu" else device.device_kind

@@ -67,8 +67,10 @@ def command_of(row: dict) -> str:
         overrides += " --config.dataset.data_dir=FOLDER"
     command = f"python -m emnist_jax.main --config={row['config']}{overrides}"
     if first_half := row["pretraining"]:
-        pretrained = f"runs/{experiment_name(first_half)}"
-        command = f"python -m emnist_jax.main --config={first_half} && {command} --config.init_from={pretrained}"
+        folder = f"runs/{row['name']}"  # as a sweep's
+        pretrained = f"{folder}/pretrained_seed0"
+        first = f"python -m emnist_jax.main --config={first_half} --workdir={pretrained}"
+        return f"{first} && {command} --config.init_from={pretrained} --workdir={folder}/seed0"
     return command if row["name"] == experiment_name(row["config"]) else f"{command} --workdir=runs/{row['name']}"
 
 

@@ -109,6 +109,10 @@ def check_devices() -> None:
         raise UserError(f"JAX finds no device: {reason}") from error
     if len(set(Counter(device.process_index for device in devices).values())) > 1:
         raise UserError("the processes must have equal numbers of devices")
+    if jax.process_count() > 1 and devices[0].platform == "gpu":
+        # The processes share out XLA's measurements of one program, and wait for each other's. One that finds the
+        # program in its cache would not measure.
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def is_first() -> bool:

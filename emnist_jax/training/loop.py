@@ -11,7 +11,7 @@ import numpy as np
 
 from emnist_jax import datasets
 from emnist_jax.config import flatten, validate
-from emnist_jax.errors import Stopped, UserError
+from emnist_jax.errors import NotFiniteError, Stopped, UserError
 from emnist_jax.reporting import figures, terminal
 from emnist_jax.reporting.environment import environment
 from emnist_jax.reporting.tensorboard import TensorBoard
@@ -48,7 +48,7 @@ def train_and_evaluate(config, workdir: Path, programs: dict | None = None) -> d
       Stopped: By a signal, after saving.
     """
     with contextlib.ExitStack() as stack:
-        result = _open(config, workdir, stack)
+        result, data_dir = _open(config, workdir, stack)
         if not result:
             run = build(config)
             if not hosts.all_equal(run.dataset_sha256):
@@ -62,30 +62,29 @@ def train_and_evaluate(config, workdir: Path, programs: dict | None = None) -> d
             stack.callback(training.tensorboard.close)
             training.train()
             result = training.finish()
-        elif (
-            config.dataset.name == datasets.FOLDER or config.dataset.data_dir != result["config"]["dataset"]["data_dir"]
-        ):
+        elif config.dataset.name == datasets.FOLDER or config.dataset.data_dir != data_dir:
             # The images may be others by now.
             _check_same_images(workdir, result.get("dataset_sha256"), build(config))
         terminal.print_result(result, workdir)
         return result
 
 
-def _open(config, workdir: Path, stack: contextlib.ExitStack) -> dict | None:
-    """Opens the workdir until the stack ends, and returns the result that it holds already, if any."""
-    result = None
+def _open(config, workdir: Path, stack: contextlib.ExitStack) -> tuple[dict | None, str | None]:
+    """Opens the workdir until the stack ends; returns the result that it holds already, if any, and its data_dir."""
+    result = data_dir = None
     with hosts.all_or_none("opened"):
         validate(config)
         network(config)  # a misspelt name is an error of its own, not "belongs to another config"
         if hosts.is_first():
-            stack.enter_context(open_workdir(workdir, config))
+            data_dir = stack.enter_context(open_workdir(workdir, config)).get("dataset.data_dir")
             result = read_result(workdir)
         else:
             terminal.start_log(None)
     keys = flatten(as_json(config))
     if not hosts.all_equal(str([keys[key] for key in sorted(keys) if key != "dataset.data_dir"])):
         raise UserError("the processes were given different configs")
-    return hosts.broadcast(result)
+    held = hosts.broadcast({"result": result, "data_dir": data_dir})
+    return held["result"], held["data_dir"]
 
 
 def _check_same_images(workdir: Path, dataset_sha256: str, run: Run) -> None:
@@ -131,7 +130,7 @@ class Training:
         log.info(
             "%s, %s parameters, on %s: %s training, %s validation and %s test images, %d steps on %s",
             run.config.model.name,
-            f"{_size(run.abstract_state.params) + _size(run.abstract_state.batch_stats):,}",
+            f"{_size((run.abstract_state.params, run.abstract_state.batch_stats)):,}",
             run.dataset_label,
             *(f"{len(split.labels):,}" for split in (run.dataset.train, run.dataset.validation, run.dataset.test)),
             run.total_steps,
@@ -299,7 +298,7 @@ class Training:
         what = f"{not_finite} of step {step:,} (epoch {step / run.steps_per_epoch:.2f}) is not finite"
         if advice := self._why_no_rollback(step):
             log.error("%s", what)
-            raise UserError(f"{what}; {self._save_evidence(step)}; {advice}")
+            raise NotFiniteError(f"{what}; {self._save_evidence(step)}; {advice}")
         self.checkpoints.set_aside_after(record.step)
         if not record.step:
             self.state = run.initial_state()

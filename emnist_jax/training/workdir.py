@@ -52,13 +52,13 @@ def open_workdir(workdir: Path, config) -> Iterator[None]:
             raise UserError(f"cannot write the workdir {workdir}: {error.strerror}") from error
         if not locked:
             log.warning("%s is on a file system without locks: nothing keeps a second process from it", workdir)
-        path = workdir / "config.json"
+        path, found = workdir / "config.json", {}
         if path.exists():
             with _reading(path):
                 # A key that is newer than the run had its default.
                 found = flatten(base().to_dict()) | flatten(json.loads(path.read_text()))
                 check_same(workdir, found, flatten(as_json(config)))
-        yield
+        yield found
 
 
 def _lock(file) -> bool:
