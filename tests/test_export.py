@@ -58,6 +58,13 @@ def rounded(classifier):
     return dataclasses.replace(classifier, variables=variables)
 
 
+def test_networks_and_their_files_multiply_in_float32_on_gpus_too(classifier):
+    for function in (lambda x: classifier._forward(classifier.variables, x), exported.function(classifier)):
+        program = str(jax.make_jaxpr(function)(np.zeros((1, 28, 28), np.uint8)))
+        assert program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 9
+        assert "precision=None" not in program
+
+
 @pytest.mark.parametrize("to", exported.FORMATS)
 @pytest.mark.parametrize("weights", compression.WEIGHTS)
 def test_a_file_answers_as_the_network_whatever_the_size_of_the_batch(classifier, test_set, written, to, weights):
