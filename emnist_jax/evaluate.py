@@ -1,7 +1,8 @@
 """Reports on a trained network, in pictures: `python -m emnist_jax.evaluate --model=mnist_squeeze_10`.
 
 It reads all images of a split, and writes a page and a JSON file: accuracy with its interval, classes, confusions,
-mistakes, calibration, corrupted images, and test-time averaging. --dataset names another data set of the same classes.
+mistakes, calibration, corrupted images, and test-time augmentation. --dataset names another data set of the same
+classes.
 
     python -m emnist_jax.evaluate --workdir=RUN
     python -m emnist_jax.evaluate RUN RUN

@@ -269,6 +269,7 @@ EXTREMES = [
 ]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("extremes", EXTREMES)
 def test_what_is_accepted_can_be_built(experiment, extremes):
     run = check_overrides(experiment, *(f"--config.{override}" for override in extremes))

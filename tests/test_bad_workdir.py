@@ -38,6 +38,7 @@ def start_again(workdir: Path):
     return attempt(lambda: loop.train_and_evaluate(make_config(), workdir))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["result.json", "config.json"])
 def test_garbage_for_json_is_an_error_that_names_the_file(copy, name):
     for content in JSON_GARBAGE:
@@ -55,6 +56,7 @@ def paths_in(tree: dict, prefix=()):
             yield from paths_in(value, (*prefix, key))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["result.json", "config.json"])
 def test_json_of_wrong_types_and_without_keys(copy, name, capsys):
     content = (copy / name).read_text()

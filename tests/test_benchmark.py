@@ -69,6 +69,7 @@ def dying(setting):
     return lambda batches: os._exit(1)
 
 
+@pytest.mark.ci
 def test_each_contender_gets_its_turns_and_failures_are_told():
     outcomes = {outcome.name: outcome for outcome in race([working, broken, dying], SETTING, 3, 0.001)}
     assert len(outcomes["working"].images_per_second) == 3

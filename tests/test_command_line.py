@@ -47,6 +47,7 @@ def test_ctrl_c_before_anything_has_begun_is_one_line(seconds, tmp_path):
     assert stderr == "stopped by SIGINT; the same command resumes\n"
 
 
+@pytest.mark.ci
 def test_only_what_trains_promises_to_resume():
     process = start("emnist_jax.predict", "--show=/proc/cuts.png", "docs/note.jpg")
     _, stderr = process.communicate(timeout=120)

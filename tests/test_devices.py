@@ -46,6 +46,7 @@ def uninterrupted(tmp_path_factory):
     return workdir, loop.train_and_evaluate(smooth_config(), workdir)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 4)])
 def test_a_checkpoint_resumes_on_another_number_of_devices(uninterrupted, tmp_path, monkeypatch, before, after):
     with monkeypatch.context() as patch:

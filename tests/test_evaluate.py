@@ -102,12 +102,12 @@ def test_each_corruption_is_measured_on_the_images_that_it_changes(examination, 
         assert found.accuracy.correct == (predicted == dataset.test.labels).sum()
 
 
-def test_averaging_is_over_five_images(examination, classifier, dataset):
+def test_test_time_augmentation_is_over_five_images(examination, classifier, dataset):
     images = dataset.test.images
     of_all = [classifier.classify(shifted(images, *by)) for by in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))]
     averaged = sum(of_one.probabilities for of_one in of_all).argmax(-1) == dataset.test.labels
     without = of_all[0].labels == dataset.test.labels
-    found = examination.averaging
+    found = examination.test_time_augmentation
     assert found.accuracy.correct == averaged.sum()
     assert (found.mended, found.spoilt) == ((averaged & ~without).sum(), (without & ~averaged).sum())
 
@@ -245,6 +245,7 @@ def check_page(path: Path, figures: int) -> Page:
     return page
 
 
+@pytest.mark.ci
 def test_the_command_writes_a_page_and_its_numbers(network, tmp_path, examination):
     done = run("evaluate", f"--model={network}", f"--out={tmp_path}")
     assert (done.returncode, done.stderr) == (0, "")

@@ -272,6 +272,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/export.md").read_tex
 WITHOUT_THE_PACKAGE = "import sys\nsys.modules['emnist_jax'] = None\n"
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("block", range(len(BLOCKS)))
 def test_the_pages_examples_read_a_digit(written, test_set, classifier, tmp_path, block):
     (row, *_) = np.flatnonzero(classifier.classify(test_set.images).labels == test_set.labels)
@@ -312,6 +313,7 @@ def test_a_wrong_command_is_refused(values, message):
         command(**values)
 
 
+@pytest.mark.ci
 def test_the_networks_own_file_is_not_overwritten(written, monkeypatch):
     path = written["safetensors", "float32"][0]
     before = path.read_bytes()

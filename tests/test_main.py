@@ -219,6 +219,7 @@ def test_a_faulty_experiment_file_ends_with_one_line_and_code_2(content, message
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.ci
 def test_summary():
     done = run("summary", "--config=configs/densenet.py")
     assert done.returncode == 0, done.stderr

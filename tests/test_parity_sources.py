@@ -62,6 +62,7 @@ def test_lenet5(keras):
     assert_parity(model, images, labels, reference)
 
 
+@pytest.mark.ci
 def test_lenet5_rbf(keras):
     class RBF(keras.layers.Layer):
         def build(self, input_shape):

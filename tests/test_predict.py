@@ -131,6 +131,7 @@ def test_create_builds_any_network_with_settings():
             emnist_jax.create(name, 10, **settings)
 
 
+@pytest.mark.ci
 def test_the_command_answers_all_that_it_can_read(tmp_path):
     drawing("3A").save(tmp_path / "line.png")
     (tmp_path / "text.png").write_text("a letter")
@@ -186,6 +187,7 @@ def test_a_trained_network_is_as_accurate_as_its_card_says(name):
     assert top1 == pytest.approx(network.result["test"]["top1"], abs=1e-4)
 
 
+@pytest.mark.ci
 def test_the_examples_of_the_page_on_python_run(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     names = {}

@@ -174,6 +174,7 @@ def test_what_is_no_search_is_refused(tmp_path):
             run(tmp_path, Trained(), ranges={"optimizer.learning_rate": values})
 
 
+@pytest.mark.ci
 def test_the_sweep_runs_a_search(tmp_path):
     code, _, stderr = finish(start(tmp_path, "--minutes=0", sweep=FILE))
     assert (code, stderr) == (75, "--minutes are over with 2 of 2 trials to go; the same command resumes\n")

@@ -461,7 +461,11 @@ def is_saving(workdir: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGINT, signal.SIGHUP))]
+    "number",
+    [
+        pytest.param(signal.SIGTERM, marks=pytest.mark.ci),
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGINT, signal.SIGHUP)),
+    ],
 )
 def test_a_signal_ends_the_program_with_code_75_and_one_line_and_the_same_command_resumes(tmp_path, number):
     process = start(tmp_path, *STEPWISE)

@@ -59,6 +59,7 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, stdout, stderr
 
 
+@pytest.mark.ci
 def test_a_sweep_killed_in_a_row_goes_on_and_runs_the_rest(tmp_path):
     first = tmp_path / "runs/lenet5/seed0/result.json"
     process = start(tmp_path)
@@ -104,6 +105,7 @@ def get_config(name):
 """
 
 
+@pytest.mark.ci
 def test_a_row_with_a_pretraining_starts_from_its_weights(tmp_path):
     (tmp_path / "tiny_half.py").write_text(HALF)
     override = "--override=training.label_smoothing=0.125"

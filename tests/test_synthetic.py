@@ -82,6 +82,7 @@ def test_images_are_upright():
         assert ((rows * mean).sum() / mean.sum() < 13.5) == above, letter
 
 
+@pytest.mark.ci
 def test_merged_classes_hold_both_characters_and_the_others_one():
     def num_characters(name, class_name):
         class_names = synthetic.CLASS_NAMES[f"synthetic/{name}"]

@@ -153,6 +153,7 @@ def assert_moving_average(config, states: list):
         assert after.variables is after.ema
 
 
+@pytest.mark.ci
 def test_calls_of_any_length_and_devices_of_any_number_train_the_same():
     config = make_config(**{"training.ema_decay": 0.9, "optimizer.name": "nesterov"})
     whole = train(config, devices=4, calls=(4, 2))

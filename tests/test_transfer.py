@@ -55,6 +55,7 @@ def test_images_that_the_target_tests_on_are_left_out(planted):
     assert (clean.leaked(), leaking.leaked()) == (False, True)
 
 
+@pytest.mark.ci
 def test_results_say_what_leaked_also_after_fine_tuning(planted, tmp_path, capsys, monkeypatch):
     told = {}
     for name, changes in {
@@ -104,7 +105,7 @@ def test_a_target_that_cannot_be_compared_is_refused():
             run.build(make_config(**{"transfer.target": name}))
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_the_launch_script_pretrains_and_fine_tunes(tmp_path):
     flags = ("train_per_class=10", "test_per_class=2", "training.batch_size=16", "training.steps=2")
     flags = [f"--config.{'dataset.' if 'per_class' in flag else ''}{flag}" for flag in flags]

@@ -60,11 +60,11 @@ class Corrupted:
 
 
 @dataclasses.dataclass(frozen=True)
-class Averaging:
-    """The effect of test-time averaging: the mean probabilities of five images, unchanged and shifted by one pixel.
+class TestTimeAugmentation:
+    """The effect of test-time augmentation: the mean probabilities of five images, unchanged and shifted by one pixel.
 
     Attributes:
-      accuracy: With averaging.
+      accuracy: With it.
       mended: Images that are read right only with it.
       spoilt: Images that are read right only without it.
     """
@@ -91,7 +91,7 @@ class Examination:
       uncorrupted: The accuracy on the images that are corrupted, before they are.
       uncorrupted_example: The unchanged image of `Corrupted.example`.
       corrupted: One for each of `corruptions.CORRUPTIONS`.
-      averaging: On all images of the split.
+      test_time_augmentation: On all images of the split.
     """
 
     accuracy: measures.Accuracy
@@ -106,7 +106,7 @@ class Examination:
     uncorrupted: measures.Accuracy
     uncorrupted_example: np.ndarray
     corrupted: tuple[Corrupted, ...]
-    averaging: Averaging
+    test_time_augmentation: TestTimeAugmentation
 
     def numbers(self) -> dict[str, Any]:
         """Returns all but the pictures, for JSON; of the confusions those that occur: thousands of classes fit, too."""
@@ -163,7 +163,7 @@ def examine(
         uncorrupted=measures.accuracy(correct[chosen]),
         uncorrupted_example=images[chosen[0]],
         corrupted=_corrupted(classifier, images[chosen], labels[chosen], say),
-        averaging=_averaging(classifier, images, labels, probabilities, say),
+        test_time_augmentation=_test_time_augmentation(classifier, images, labels, probabilities, say),
     )
 
 
@@ -187,10 +187,11 @@ def _corrupted(classifier: Classifier, images, labels, say) -> tuple[Corrupted, 
     return tuple(found)
 
 
-def _averaging(classifier: Classifier, images, labels, probabilities, say) -> Averaging:
+def _test_time_augmentation(classifier: Classifier, images, labels, probabilities, say) -> TestTimeAugmentation:
     total = probabilities.astype(np.float64)
     for i, (down, right) in enumerate(corruptions.NEIGHBOURS, 1):
-        say(f"Test-time averaging: shift {i} of {len(corruptions.NEIGHBOURS)}, {len(images):,} images")
+        say(f"Test-time augmentation: shift {i} of {len(corruptions.NEIGHBOURS)}, {len(images):,} images")
         total += classifier.classify(corruptions.shifted(images, down, right)).probabilities
     without, averaged = probabilities.argmax(-1) == labels, total.argmax(-1) == labels
-    return Averaging(measures.accuracy(averaged), int((averaged & ~without).sum()), int((without & ~averaged).sum()))
+    mended, spoilt = int((averaged & ~without).sum()), int((without & ~averaged).sum())
+    return TestTimeAugmentation(measures.accuracy(averaged), mended, spoilt)

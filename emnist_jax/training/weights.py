@@ -78,7 +78,7 @@ def initial_weights(source: str, params, batch_stats, class_names: Sequence[str]
 
 
 def pruned(params, fraction: float):
-    """Sets the smallest weights of every kernel to 0; biases and BatchNorm keep theirs.
+    """Sets the smallest weights of every kernel to 0, and of an RBF head's centres; biases and BatchNorm keep theirs.
 
     Each kernel loses the same fraction, as their sizes cannot be compared: BatchNorm undoes a kernel's scale. It is one
     step of magnitude pruning (Han et al. 2015, https://arxiv.org/abs/1506.02626); training goes on with the others.
