@@ -19,7 +19,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from emnist_jax.config import base, experiment_name
+from emnist_jax.config import ConfigDict, base, experiment_name
 from emnist_jax.errors import Stopped, UserError, first_line, unknown
 from emnist_jax.training import signals
 
@@ -216,6 +216,13 @@ def parse(
         if "get_config() takes 0 positional arguments" in message:
             message = "this config has no variants: leave out the colon and what follows it"
         raise UserError(message) from error
+
+
+def read_sweep(sweep: str) -> ConfigDict:
+    """Returns what the file of a sweep, with its variant, says: see `config.sweep`."""
+    values = flags.FlagValues()
+    parse(["sweep", f"--config={sweep}"], config="sweep", flag_values=values)
+    return values.config
 
 
 def _check_keys(argv: list[str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from emnist_jax import command_line
+from emnist_jax.command_line import read_sweep
 from emnist_jax.config import ConfigDict
 from emnist_jax.errors import UserError
 
@@ -44,8 +45,11 @@ HEADLINES = 5
 
 
 def main() -> None:
+    import jax
+
     from emnist_jax.reporting import tables
 
+    jax.config.update("jax_platforms", "cpu")  # it counts parameters: a GPU is left to a training
     results = tables.read(Path("results"))
     sweeps = {name: read_sweep(sweep) for name, sweep in SWEEPS.items()}
     check_results([row for sweep in sweeps.values() for row in sweep.rows], results)
@@ -74,6 +78,7 @@ def main() -> None:
 def marked_tables(sweeps: dict[str, ConfigDict], results: dict[str, list[dict]], of_speed: Path) -> dict[str, str]:
     """Returns all tables, by the mark that stands before them."""
     from emnist_jax.reporting import speed, tables
+    from emnist_jax.reporting.environment import check_commit
 
     marked = {}
     for name, sweep in sweeps.items():
@@ -110,19 +115,12 @@ def with_tables(text: str, tables_by_mark: dict[str, str]) -> str:
     return text
 
 
-def read_sweep(sweep: str) -> ConfigDict:
-    """Returns what the file of a sweep, with its variant, says: see `config.sweep`."""
-    values = flags.FlagValues()
-    command_line.parse(["results", f"--config={sweep}"], config="sweep", flag_values=values)
-    return values.config
-
-
 def check_results(rows: list[dict], results: dict[str, list[dict]]) -> None:
     """Raises UserError for the first result that is not what its name says."""
-    from emnist_jax.config import base, flatten
     from emnist_jax.datasets import official
     from emnist_jax.models.summary import summarize
-    from emnist_jax.sweep import experiment_of
+    from emnist_jax.reporting.environment import check_commit
+    from emnist_jax.sweep import check_config, experiment_of
     from emnist_jax.training.run import network
 
     known = {row["name"]: row for row in rows}
@@ -133,23 +131,13 @@ def check_results(rows: list[dict], results: dict[str, list[dict]]) -> None:
         trainable = summarize(network(experiment_of(known[name], 0, []))).trainable
         for result in of_row:
             where = f"results/{name}/seed{result['seed']}.json"
-            wanted = flatten(experiment_of(known[name], result["seed"], []).to_dict())
-            found = flatten(base().to_dict()) | flatten(result["config"])  # a newer key had its default
-            if not wanted["evaluation.test"]:
-                found["evaluation.test"] = False  # more than was asked for
-            # The workdir of a sweep may lie anywhere.
-            found["init_from"] = found["init_from"] and "/".join(Path(found["init_from"]).parts[-2:])
-            wanted["init_from"] = f"{name}/pretrained_seed{result['seed']}" if known[name]["pretraining"] else None
-            differing = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-            if differing:
-                key = differing[0]
-                raise UserError(f"{where} was made with {key}={found.get(key)}, but its row has {wanted.get(key)}")
+            check_config(where, known[name], result, [])
             if result["trainable_parameters"] != trainable:
                 raise UserError(f"{where} has {result['trainable_parameters']:,} parameters, its network {trainable:,}")
             if not result.get("dataset_sha256") or result["synthetic"]:
                 raise UserError(f"{where} does not say which real images it was made with")
-            dataset = wanted["dataset.name"]
-            named = dataset, wanted["dataset.validation_examples"]
+            dataset = result["config"]["dataset"]["name"]
+            named = dataset, result["config"]["dataset"]["validation_examples"]
             first, digest = images.setdefault(named, (where, result["dataset_sha256"]))
             if digest != result["dataset_sha256"]:
                 raise UserError(f"{where} was made with other images of {dataset} than {first}")
@@ -169,12 +157,6 @@ def check_figures(page: str, results: dict[str, list[dict]]) -> None:
     for figure in re.findall(r"(\d+\.\d\d) %", re.sub("`[^`]*`", "", page)):
         if figure not in known:
             raise UserError(f"the README says {figure} %, which no row of results/ has")
-
-
-def check_commit(where: str, commit: str) -> None:
-    """Raises UserError if a file was made with changes that no commit holds."""
-    if "-dirty" in commit or "unknown" in commit:
-        raise UserError(f"{where} was made with code that no commit holds ({commit})")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def run(
       row: What all trials have in common.
       search: "ranges", "trials" and "sampler", as in `config.search`.
       common: Dotted key -> value of the config of `row`: a later call must have the same.
-      workdir: Takes the runs and Optuna's journal.
+      workdir: A folder that no other search uses; takes the runs and Optuna's journal.
       train: Runs a row with a seed in a folder, and returns what result.json holds.
       is_over: Tells whether no further trial may start.
 
@@ -45,7 +45,6 @@ def run(
     if search["sampler"] not in samplers:
         raise unknown("sampler", search["sampler"], samplers)
     ranges = {key: _distribution(key, values, optuna.distributions) for key, values in search["ranges"].items()}
-    workdir.mkdir(parents=True, exist_ok=True)
     journal = workdir.absolute() / "optuna.log"  # Optuna would wait for ever for the lock of a relative path
     if journal.exists():
         # A full disk leaves half a line, which Optuna cannot read.

@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from emnist_jax import command_line
-from emnist_jax.config import flatten
+from emnist_jax.config import base, flatten, validate
 from emnist_jax.errors import Stopped, UserError, first_line
 
 _WORKDIR = flags.DEFINE_string(
@@ -35,20 +35,25 @@ def main(sweep) -> None:
     from emnist_jax.training import hosts
 
     hosts.check_devices()
+    _check_overrides(sweep.rows[0])
     workdir = Path(os.path.expanduser(_WORKDIR.value or f"runs/{command_line.config_name()}"))
     if "search" in sweep:
         return _search(sweep, workdir)
     results_folder = Path(os.path.expanduser(_RESULTS.value)) if _RESULTS.value else None
     shard, shards = _parse_shard(_SHARD.value)
+    held = _read_results(results_folder) if results_folder else {}
     runs = []
     ours = [(row, seed) for row in sweep.rows for seed in row["seeds"]][shard::shards]
     for row, seed in ours:
         copy = results_folder and results_folder / row["name"] / f"seed{seed}.json"
+        if result := held.get((row["name"], seed)):
+            check_config(str(copy), row, result, _OVERRIDE.value)
         runs.append((row, seed, workdir / row["name"] / f"seed{seed}", copy))
     to_train = sum(not _is_finished(folder, copy) for *_, folder, copy in runs)
     started, programs, failures, tried = time.monotonic(), ({}, {}), {}, 0
     # The log lines of the runs are in their folders.
     terminal.CONSOLE.quiet = True
+    to_go = 0
     for number, (row, seed, folder, copy) in enumerate(runs):
         if copy and copy.exists():
             continue
@@ -57,9 +62,9 @@ def main(sweep) -> None:
         if not finished_before:
             if _MINUTES.value is not None and minutes >= _MINUTES.value:
                 to_go = sum(not _is_finished(folder, copy) for *_, folder, copy in runs[number:])
-                raise Stopped(f"--minutes={_MINUTES.value:g} are over with {to_go} of {len(runs)} runs to go")
-            to_go = f", {minutes / tried * (to_train - tried):.0f} minutes to go" if tried else ""
-            print(f"[{number + 1}/{len(runs)}] {row['name']} seed {seed}{to_go}", flush=True)
+                break
+            left = f", {minutes / tried * (to_train - tried):.0f} minutes to go" if tried else ""
+            print(f"[{number + 1}/{len(runs)}] {row['name']} seed {seed}{left}", flush=True)
             tried += 1
         try:
             result = train(row, seed, _OVERRIDE.value, folder, programs)
@@ -80,15 +85,45 @@ def main(sweep) -> None:
     if tables.has_plot(sweep.rows, results) and sweep.split == "test":
         tables.plot(sweep.rows, results, workdir / "sweep.png")
         print(f"accuracy against parameters and training time: {workdir / 'sweep.png'}")
-    if failures:
-        failed = [f"{name} {failure}" for name, of_row in failures.items() for failure in of_row]
-        raise UserError(f"{len(failed)} of {len(runs)} runs failed, first {failed[0]}")
+    failed = [f"{name} {failure}" for name, of_row in failures.items() for failure in of_row]
+    what_failed = f"{len(failed)} of {len(runs)} runs failed, first {failed[0]}" if failed else ""
+    if to_go:
+        over = f"--minutes={_MINUTES.value:g} are over with {to_go} of {len(runs)} runs to go"
+        raise Stopped("; ".join(filter(None, (over, what_failed))))
+    if failed:
+        raise UserError(what_failed)
+
+
+def _check_overrides(row: dict) -> None:
+    """Raises UserError if the --override flags are wrong, as every run would say."""
+    for override in _OVERRIDE.value:
+        key, has_value, _ = override.partition("=")
+        if not has_value:
+            raise UserError(f"--override={override} is not KEY=VALUE")
+        if key == "seed":
+            raise UserError(f"--override={override}: the rows name their seeds")
+    if _OVERRIDE.value:
+        validate(experiment_of(row, 0, _OVERRIDE.value))
+
+
+def _read_results(folder: Path) -> dict[tuple[str, int], dict]:
+    """Returns what a folder of results holds, by row and seed, and says whether it may take what runs now."""
+    from emnist_jax.reporting import tables
+    from emnist_jax.reporting.environment import check_commit, commit
+
+    if commit() == "unknown":
+        raise UserError(f"--results={folder}: results say their commit; run in a clone with its .git, and with git")
+    try:
+        check_commit("what runs now", commit())
+    except UserError as error:
+        print(f"warning: {error}: `python -m emnist_jax.results` will refuse it", flush=True)
+    return {(name, result["seed"]): result for name, of_row in tables.read(folder).items() for result in of_row}
 
 
 def _search(sweep, workdir: Path) -> None:
     from emnist_jax import search
     from emnist_jax.reporting import terminal
-    from emnist_jax.training.workdir import as_json
+    from emnist_jax.training.workdir import as_json, lock
 
     if _RESULTS.value or _SHARD.value != "0/1":
         raise UserError("a search takes no --results and no --shard: leave them out")
@@ -97,14 +132,16 @@ def _search(sweep, workdir: Path) -> None:
         raise UserError("a search needs validation images: set dataset.validation_examples in its row")
     started, programs = time.monotonic(), ({}, {})
     terminal.CONSOLE.quiet = True
-    search.run(
-        sweep.rows[0],
-        sweep.search,
-        flatten(as_json(experiment)),
-        workdir,
-        lambda row, seed, folder: train(row, seed, _OVERRIDE.value, folder, programs),
-        lambda: _MINUTES.value is not None and time.monotonic() - started >= 60 * _MINUTES.value,
-    )
+    workdir.mkdir(parents=True, exist_ok=True)
+    with lock(workdir / "search.lock"):
+        search.run(
+            sweep.rows[0],
+            sweep.search,
+            flatten(as_json(experiment)),
+            workdir,
+            lambda row, seed, folder: train(row, seed, _OVERRIDE.value, folder, programs),
+            lambda: _MINUTES.value is not None and time.monotonic() - started >= 60 * _MINUTES.value,
+        )
 
 
 def _parse_shard(text: str) -> tuple[int, int]:
@@ -145,6 +182,22 @@ def experiment_of(row: dict, seed: int, overrides: list[str]):
     values = flags.FlagValues()
     command_line.parse(["sweep", f"--config={row['config']}", *overrides], flag_values=values)
     return values.config
+
+
+def check_config(where: str, row: dict, result: dict, overrides: list[str]) -> None:
+    """Raises UserError if a result was made with another config than its row, with `overrides`, asks for."""
+    from emnist_jax.training.workdir import as_json, differences
+
+    wanted = flatten(as_json(experiment_of(row, result["seed"], overrides)))
+    found = flatten(base().to_dict()) | flatten(result["config"])  # a newer key had its default
+    if not wanted["evaluation.test"]:
+        found["evaluation.test"] = False  # more than was asked for
+    if row["pretraining"]:
+        wanted["init_from"] = f"{row['name']}/pretrained_seed{result['seed']}"
+    if differing := differences(found, wanted):
+        raise UserError(f"{where} was made with another config than its row's ({differing}): delete it")
+    if result.get("rollbacks"):
+        raise UserError(f"{where} went on after a rollback with a lower learning rate than its row's: delete it")
 
 
 if __name__ == "__main__":

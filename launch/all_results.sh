@@ -8,7 +8,10 @@ minutes=${1:?minutes} jobs=${JOBS:-1} ended=0 stopped=0 children=()
 shift
 gpus=${CUDA_VISIBLE_DEVICES-0}
 export CUDA_VISIBLE_DEVICES=${gpus%%,*} JAX_PLATFORMS="${JAX_PLATFORMS:-cuda}"
-if ((jobs > 1)); then export XLA_CLIENT_MEM_FRACTION=.$(printf %02d $((90 / jobs))); fi
+if ((jobs > 1)); then
+  unset XLA_PYTHON_CLIENT_MEM_FRACTION # the same by its older name: JAX takes one of them
+  export XLA_CLIENT_MEM_FRACTION=.$(printf %02d $((90 / jobs)))
+fi
 trap 'stopped=1 interrupted=1; kill -TERM $(jobs -p) 2>/dev/null || true' TERM INT HUP
 for ((job = 0; job < jobs && !stopped; job++)); do
   python -m emnist_jax.sweep --config="configs/sweeps/all.py:${EMNIST:-balanced}" --results=results --workdir=runs/all \

@@ -139,6 +139,7 @@ def test_a_missing_device_ends_with_one_line_and_code_2(processes, platform):
     process = processes.start(LAUNCH / "one_gpu.sh", *TINY, JAX_PLATFORMS=platform)
     assert process.code() == 2
     assert re.fullmatch(f"error: JAX finds no device: .*{platform}.*\n", process.output)
+    assert ("or set JAX_PLATFORMS=cpu" in process.output) == (platform == "cuda")
 
 
 def test_a_taken_port_is_named():

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 import shutil
 
@@ -161,9 +162,14 @@ def test_early_stopping_ends_a_run_whose_validation_loss_does_not_fall(tmp_path,
 
 
 def test_steps_override_epochs_and_the_last_epoch_may_be_short(tmp_path):
-    config = make_config(**{"training.steps": 13, "training.select": "last"})
+    config = make_config(**{"training.steps": 13, "training.select": "last", "schedule.name": "cosine"})
     result = loop.train_and_evaluate(config, tmp_path)
     assert (result["step"], result["epochs"]) == (13, 1.3)
+    # The rates of the epochs' last steps, 9 and 12 of 0 to 12.
+    rates = [0.02 * (1 + math.cos(math.pi * step / 13)) / 2 for step in (9, 12)]
+    assert [epoch["learning_rate"] for epoch in result["history"]] == pytest.approx(rates, rel=1e-5)
+    for epoch, steps in zip(result["history"], (10, 3), strict=True):
+        assert epoch["images_per_second"] == pytest.approx(steps * 16 / epoch["seconds"])
     assert loop.build(make_config(**{"training.epochs": 1.1})).total_steps == 11  # 1.1 * 10 is a little more
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from emnist_jax import results
+from emnist_jax.command_line import read_sweep
 from emnist_jax.config import experiment_name, row
 from emnist_jax.errors import UserError
 from emnist_jax.reporting import environment, tables
@@ -38,7 +39,7 @@ def result_of(seed: int, top1: float) -> dict:
 
 def test_the_repository_holds_what_its_tables_say():
     # CI's `results --check` compares each file with its row, too.
-    sweeps = {name: results.read_sweep(f"{ROOT}/{sweep}") for name, sweep in results.SWEEPS.items()}
+    sweeps = {name: read_sweep(f"{ROOT}/{sweep}") for name, sweep in results.SWEEPS.items()}
     found = tables.read(ROOT / "results")
     results.check_figures((ROOT / "README.md").read_text(), found)
     tables_by_mark = results.marked_tables(sweeps, found, ROOT / "results/speed")
@@ -81,8 +82,13 @@ def test_only_changed_code_makes_a_commit_dirty(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("config.optimizer.learning_rate", 0.2, "made with optimizer.learning_rate=0.2, but its row has 0.1"),
-        ("config.seed", 1, "made with seed=1, but its row has 0"),
+        (
+            "config.optimizer.learning_rate",
+            0.2,
+            "its row's .optimizer.learning_rate was 0.2, is 0.1",
+        ),
+        ("config.seed", 1, "its row's .seed was 1, is 0"),
+        ("rollbacks", [{}], "went on after a rollback"),
         ("trainable_parameters", 5733, "has 5,733 parameters, its network 5,893"),
         ("commit", "0123456789ab-dirty", "no commit holds"),
         ("dataset_sha256", None, "does not say which real images"),
@@ -122,6 +128,9 @@ def test_tables_say_mean_deviation_and_what_is_missing():
     )
     command = "`python -m emnist_jax.main --config=configs/mnist_gap.py:v4`"
     assert f"| – (a remark) |  | not yet run | 0 of 1 |  |  |  | {command} |" in table
+    found["mnist_gap_v5"][1] |= {"device": "1 x CPU", "history": [{"train": {"top1": 0.9}, "seconds": 6.0}]}
+    table = tables.markdown([ROW, other], found)
+    assert "| 1.5 (1 x CPU); 0.5 (1 x GPU) | 1 x CPU, 0123456789ab; 1 x GPU, 0123456789ab |" in table
     failures = {"mnist_gap_v5": ["seed 1: b", "seed 2: c"], "mnist_gap_v4": ["seed 0: a"]}
     table = tables.markdown([ROW, other], found, failures=failures)
     assert "| 2 of 2; failed: seed 1: b; seed 2: c |" in table and "| failed: seed 0: a | 0 of 1 |" in table
@@ -148,7 +157,7 @@ def test_tables_say_what_leaked(leaked, said):
 
 
 def test_no_two_rows_name_commands_of_one_workdir():
-    rows = {each["name"]: each for sweep in results.SWEEPS.values() for each in results.read_sweep(sweep).rows}
+    rows = {each["name"]: each for sweep in results.SWEEPS.values() for each in read_sweep(sweep).rows}
     workdirs = {}
     for name, each in rows.items():
         command = tables.command_of(each).rpartition("&& ")[2]
@@ -166,16 +175,14 @@ def test_a_pretraining_is_part_of_what_a_name_says():
         "--config.init_from=runs/mnist_gap_v5/pretrained_seed0 --workdir=runs/mnist_gap_v5/seed0"
     )
     result = result_of(0, 0.99)
-    with pytest.raises(UserError, match="with init_from=None, but its row has mnist_gap_v5/pretrained_seed0"):
+    with pytest.raises(UserError, match="init_from was None, is mnist_gap_v5/pretrained_seed0"):
         results.check_results([transfer], {"mnist_gap_v5": [result]})
     result["config"]["init_from"] = "another_row/pretrained_seed0"
-    with pytest.raises(
-        UserError, match="with init_from=another_row/pretrained_seed0, but its row has mnist_gap_v5/pre"
-    ):
+    with pytest.raises(UserError, match="init_from was another_row/pretrained_seed0, is mnist_gap_v5/pretrained_seed0"):
         results.check_results([transfer], {"mnist_gap_v5": [result]})
     result["config"]["init_from"] = "elsewhere/mnist_gap_v5/pretrained_seed0"
     results.check_results([transfer], {"mnist_gap_v5": [result]})
-    with pytest.raises(UserError, match="with init_from=mnist_gap_v5/pretrained_seed0, but its row has None"):
+    with pytest.raises(UserError, match="init_from was elsewhere/mnist_gap_v5/pretrained_seed0, is None"):
         results.check_results([ROW], {"mnist_gap_v5": [result]})
 
 
@@ -191,7 +198,7 @@ def test_what_was_not_tested_has_no_accuracy_but_that_of_validation(monkeypatch,
     untested["config"]["evaluation"]["test"] = False
     found = {"mnist_gap_v5": [untested, result_of(1, 0.98)]}
     found["mnist_gap_v5"][1]["validation"] = {"top1": 0.97}
-    with pytest.raises(UserError, match="made with evaluation.test=False, but its row has True"):
+    with pytest.raises(UserError, match="evaluation.test was False, is True"):
         results.check_results([ROW], found)
     results.check_results(
         [row("configs/mnist_gap.py:v5", overrides={"evaluation.test": False}, name=ROW["name"])], found

@@ -12,6 +12,7 @@ from emnist_jax import search
 from emnist_jax.config import row
 from emnist_jax.config import search as search_config
 from emnist_jax.errors import NotFiniteError, Stopped, UserError
+from emnist_jax.training.workdir import lock
 from test_sweep import finish, start
 
 ROW = row("configs/mnist_squeeze.py:10", seeds=2, name="a")
@@ -49,6 +50,7 @@ COMMON = {"training.epochs": 5.0, "dataset.data_dir": None, "optimizer.learning_
 
 
 def run(workdir, train, trials=6, ranges=RANGES, sampler="tpe", is_over=lambda: False, row=ROW, common=COMMON):
+    workdir.mkdir(exist_ok=True)
     search.run(row, search_config(row, ranges, trials, sampler).search, common, workdir, train, is_over)
 
 
@@ -188,6 +190,9 @@ def test_the_sweep_runs_a_search(tmp_path):
     )
     rates = [result["config"]["optimizer"]["learning_rate"] for result in results]
     assert rates[0] != rates[1] and all(f"optimizer.learning_rate={rate:.4g}" in stdout for rate in rates)
+    with lock(tmp_path / "runs/search.lock"):
+        code, _, stderr = finish(start(tmp_path, sweep=FILE))
+    assert code == 2 and "another process trains in" in stderr
     code, _, stderr = finish(start(tmp_path, "--shard=0/2", sweep=FILE))
     assert (code, stderr) == (2, "error: a search takes no --results and no --shard: leave them out\n")
     code, stdout, stderr = finish(start(tmp_path, "--override=dataset.validation_examples=0", sweep=FILE))

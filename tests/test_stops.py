@@ -391,6 +391,12 @@ def test_a_test_loss_that_is_not_finite_is_no_result(finished, tmp_path, monkeyp
     assert not (workdir / "result.json").exists()
 
 
+def test_no_rollback_of_the_first_step_of_an_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr(Record, "learning_rate_scale", lambda self, config: np.inf)
+    with pytest.raises(UserError, match=r"of step 0 .*; a rollback cannot help; .*\(1 of it was tried"):
+        loop.train_and_evaluate(make_config(on_nan="rollback"), tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("calls", "step"), [(8, 10), (13, 18)], ids=["while it rolls back", "after all rollbacks"])
 def test_a_stop_after_a_rollback_changes_nothing(tmp_path, monkeypatch, faults, calls, step):

@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from emnist_jax import command_line, sweep
+from emnist_jax.command_line import read_sweep
 from emnist_jax.config import row, validate
 from emnist_jax.errors import UserError
 from emnist_jax.reporting import tables
-from emnist_jax.results import STUDY, SWEEPS, read_sweep
+from emnist_jax.results import STUDY, SWEEPS
 from emnist_jax.training import loop
 from processes import XLA_FLAGS
 from shared import make_config
@@ -85,6 +87,10 @@ def test_a_sweep_killed_in_a_row_goes_on_and_runs_the_rest(tmp_path):
     code, stdout, _ = finish(start(tmp_path, f"--results={tmp_path / 'results'}", f"--workdir={tmp_path / 'other'}"))
     assert code == 2 and re.findall(r"\[\d/4\] (\w+)", stdout) == ["unknown"]
     assert re.search(FIRST, stdout)
+
+    rates = f"--results={tmp_path / 'results'}", "--override=optimizer.learning_rate=0.5"
+    code, _, stderr = finish(start(tmp_path, *rates))
+    assert code == 2 and re.search("lenet5/seed0.json was made with .*optimizer.learning_rate was .*, is 0.5", stderr)
 
 
 TRANSFER = """
@@ -162,7 +168,7 @@ def test_the_seeds_of_a_row_share_the_compiled_programs(tmp_path, monkeypatch, b
 # As python: notes its flags and ends with the code that CODES has for its shard, after SECONDS_TO_RUN.
 PYTHON = """#!/usr/bin/env bash
 trap 'kill %1; exit 75' TERM
-echo "GPU $CUDA_VISIBLE_DEVICES, memory ${XLA_CLIENT_MEM_FRACTION:-all} $@" >>"$0.calls"
+echo "$JAX_PLATFORMS $CUDA_VISIBLE_DEVICES, memory ${XLA_CLIENT_MEM_FRACTION:-all} $@" >>"$0.calls"
 if [[ $* == *results ]]; then exit "$TABLES"; fi
 sleep "$SECONDS_TO_RUN" &
 wait
@@ -203,7 +209,7 @@ def test_the_script_for_all_results_writes_the_tables_whatever_ends_a_sweep(tmp_
     assert process.wait(timeout=30) == expected
     *sweeps, last = calls.read_text().splitlines()
     assert last.endswith(" -m emnist_jax.results")
-    assert all(call.startswith(f"GPU 2, memory {({1: 'all', 2: '.45', 3: '.30'})[jobs]} ") for call in sweeps)
+    assert all(call.startswith(f"cuda 2, memory {({1: 'all', 2: '.45', 3: '.30'})[jobs]} ") for call in sweeps)
     assert sorted(re.search(r"--shard=(\d/\d)", call)[1] for call in sweeps) == [f"{i}/{jobs}" for i in range(jobs)]
     assert all("all.py:pool --results=results" in call and "--minutes=30" in call for call in sweeps)
     assert all(call.endswith("--override=dataset.data_dir=a") for call in sweeps)
@@ -251,9 +257,32 @@ def test_all_rows_begin_with_a_number_for_every_network():
     rows = read_sweep(str(ROOT / "configs/sweeps/all.py")).rows
     parts = ("mnist.py", "emnist.py", "study.py:transfer")
     names = {each["name"] for part in parts for each in read_sweep(str(ROOT / "configs/sweeps" / part)).rows}
-    first = [each["name"] for each in rows[: len(names)]]
-    assert set(first) == names and all(each["seeds"] == (0,) for each in rows[: len(names)])
-    assert first[-2:] == ["mnist_cnn_epochs_60", "mnist_best"]
+    first = rows[: len(names)]
+    assert {each["name"] for each in first} == names and all(each["seeds"] == (0,) for each in first)
+
+
+def test_overrides_come_after_those_of_the_row():
+    each = row("configs/mnist_cnn.py", 1, {"training.epochs": 10.0, "training.batch_size": 64})
+    experiment = sweep.experiment_of(each, 3, ["training.epochs=2"])
+    assert (experiment.training.epochs, experiment.training.batch_size, experiment.seed) == (2, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.epochs", "is not KEY=VALUE"),
+        ("seed=3", "the rows name their seeds"),
+        ("training.epoch=3", "did you mean 'epochs'"),
+        ("training.epochs=0", "config.training.epochs is 0"),
+    ],
+)
+def test_a_wrong_override_ends_a_sweep_before_its_first_run(monkeypatch, tmp_path, override, message):
+    experiments = command_line.read_sweep(str(ROOT / "configs/sweeps/mnist.py"))
+    values = {"workdir": tmp_path / "runs", "results": None, "shard": "0/1", "minutes": 0.0, "override": [override]}
+    for name, value in values.items():
+        monkeypatch.setattr(sweep, f"_{name.upper()}", SimpleNamespace(value=value))
+    with pytest.raises(UserError, match=message):
+        sweep.main(experiments)
 
 
 def test_names_of_rows():

@@ -189,6 +189,12 @@ def test_the_scale_multiplies_the_update():
     assert_trees_close(moves[1], jax.tree.map(lambda x: 0.25 * x, moves[0]), 1e-3, 1e-6)
 
 
+def test_accuracies_are_counts():
+    logits = np.eye(10, dtype=np.float32)[[0, 1, 2, *[3] * 7]]
+    measured = evaluation.measure(logits, np.array([0, 1, 2, *[9] * 7]))
+    assert (measured["top1"], measured["top5"], measured["examples"]) == (0.3, 0.3, 10)
+
+
 def test_an_update_that_is_not_finite_is_not_taken():
     config = make_config(**{"optimizer.name": "sgd"})
     optimizer, _ = optimizers.make_optimizer(config, 8, 4)

@@ -8,13 +8,12 @@
 
 from pathlib import Path
 
+from emnist_jax.command_line import read_sweep
 from emnist_jax.config import sweep
-from emnist_jax.results import read_sweep
 
 
 def get_config(variant: str = "balanced"):
     sweeps = ["mnist.py", f"emnist.py:{variant}", *["study.py:transfer"] * (variant == "balanced")]
     rows = [row for name in sweeps for row in read_sweep(str(Path(__file__).parent / name)).rows]
     runs = [{**row, "seeds": (seed,)} for row in rows for seed in row["seeds"]]
-    # The last of mnist.py are long.
-    return sweep(*sorted(runs, key=lambda run: (run["seeds"], run["name"] in ("mnist_cnn_epochs_60", "mnist_best"))))
+    return sweep(*sorted(runs, key=lambda run: run["seeds"]))

@@ -7,6 +7,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from emnist_jax.errors import UserError
+
 
 def environment() -> dict:
     """Returns the device, the versions and the commit that a result was made with."""
@@ -15,6 +17,9 @@ def environment() -> dict:
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "numpy")
     device = jax.devices()[0]
     kind = f"CPU of {cores()} core{'s' * (cores() > 1)}" if device.platform == "cpu" else device.device_kind
+    # `launch/all_results.sh` sets it for processes that share a GPU.
+    if device.platform == "gpu" and (share := os.environ.get("XLA_CLIENT_MEM_FRACTION")):
+        kind += f" with {share} of its memory"
     return {
         "device": f"{jax.device_count()} x {kind}",
         "versions": {package: version(package) for package in packages} | {"python": sys.version.split()[0]},
@@ -43,6 +48,13 @@ def commit() -> str:
     return f"{name}-dirty" if changed else name
 
 
+def check_commit(what: str, commit: str) -> None:
+    """Raises UserError if no commit holds the code that `what` is made with."""
+    if "-dirty" in commit or "unknown" in commit:
+        raise UserError(f"{what} was made with code that no commit holds ({commit})")
+
+
 def _git(*arguments: str) -> str:
-    folder = Path(__file__).parent
-    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True).stdout.strip()
+    # Somebody else may own the clone, as in a container: git would say nothing of it.
+    command = ["git", "-c", "safe.directory=*", *arguments]
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()

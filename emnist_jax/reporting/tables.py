@@ -125,16 +125,28 @@ def markdown(
         line.append(f"{len(found)} of {len(asked)}" + f"; failed: {failed}" * bool(failed))
         line.append("best by validation" if by_validation else "last")
         line += [epochs_at_bar(found)] * with_bar
-        line.append(f"{training_minutes(found):.2g}")
+        by_device = training_minutes(found)
+        several = len(by_device) > 1
+        line.append("; ".join(f"{minutes:.2g}" + f" ({device})" * several for device, minutes in by_device.items()))
         line.append("; ".join(sorted({f"{result['device']}, {result['commit']}" for result in found})))
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def training_minutes(results: list[dict]) -> float:
-    """Returns the median epoch's minutes, times the epochs: a run may have been suspended, or have shared its cores."""
-    seconds = statistics.median(epoch["seconds"] for result in results for epoch in result["history"])
-    return seconds / 60 * statistics.mean(result["epochs"] for result in results)
+def training_minutes(results: list[dict]) -> dict[str, float]:
+    """Returns, for each device, the median epoch's minutes, times the epochs.
+
+    The median, as a run may have been suspended, or have shared its cores.
+    """
+    by_device = {}
+    for result in sorted(results, key=lambda result: result["device"]):
+        by_device.setdefault(result["device"], []).append(result)
+    return {
+        device: statistics.median(epoch["seconds"] for result in found for epoch in result["history"])
+        * statistics.mean(result["epochs"] for result in found)
+        / 60
+        for device, found in by_device.items()
+    }
 
 
 def headlines(rows: list[dict], results: dict[str, list[dict]], count: int) -> str:
@@ -188,7 +200,8 @@ def plot(
                 by_size.plot([parameters] * 2, ends, color=color, linewidth=0.8, linestyle=":")
                 by_size.plot(parameters, ends[1], marker="o", color=color, fillstyle="none")
                 with_circles = True
-            for axes, x in ((by_size, parameters), (by_time, training_minutes(found))):
+            points = [(by_size, parameters), *((by_time, minutes) for minutes in training_minutes(found).values())]
+            for axes, x in points:
                 axes.errorbar(x, error, spread, marker="o", elinewidth=0.8, color=color, label=label)
                 which = row["name"].removeprefix(config).replace("_pool", "").strip("_").replace("_", " ")
                 which += of_leak(found)

@@ -105,7 +105,10 @@ def check_devices() -> None:
         devices = jax.devices()
     # JAX asserts if JAX_PLATFORMS=cuda and there is no GPU.
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().partition("\n")[0] or f"none for JAX_PLATFORMS={jax.config.jax_platforms}"
+        platforms = jax.config.jax_platforms
+        reason = str(error).strip().partition("\n")[0] or f"none for JAX_PLATFORMS={platforms}"
+        if platforms and platforms.startswith("cuda"):
+            reason += "; install JAX with CUDA (pip install -e '.[cuda]'), or set JAX_PLATFORMS=cpu"
         raise UserError(f"JAX finds no device: {reason}") from error
     if len(set(Counter(device.process_index for device in devices).values())) > 1:
         raise UserError("the processes must have equal numbers of devices")

@@ -193,6 +193,7 @@ class Training:
                 not_finite, stopped_by = self._train_epoch(stop_request, progress)
                 if not not_finite and int(self.state.step) == self._epoch_end():
                     not_finite = self._end_epoch()
+                    stopped_by = stopped_by or stop_request.received()
                 if not_finite:
                     self._roll_back(not_finite)
                 else:

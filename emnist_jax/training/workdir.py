@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 # NFS keeps a lost node's lock for 90 seconds.
 LOCK_PATIENCE_SECONDS = 120
 # Keys that may change when a run resumes.
-FREE_KEYS = {"dataset.data_dir", "on_nan"}
+FREE_KEYS = {"dataset.data_dir", "on_nan", "training.steps_per_call"}
 
 
 @contextlib.contextmanager
@@ -43,11 +43,8 @@ def open_workdir(workdir: Path, config) -> Iterator[None]:
             for name in ("lock", "log.txt"):
                 if (workdir / name).is_fifo():
                     raise OSError(errno.ESPIPE, f"{name} is a pipe")
-            # The system releases it when the process ends, however it ends.
-            locked = _lock(stack.enter_context(open(workdir / "lock", "w")))
+            locked = stack.enter_context(lock(workdir / "lock"))
             terminal.start_log(workdir / "log.txt")
-        except BlockingIOError as error:
-            raise UserError(f"another process trains in {workdir}; wait for it, or pass another --workdir") from error
         except OSError as error:
             raise UserError(f"cannot write the workdir {workdir}: {error.strerror}") from error
         if not locked:
@@ -61,8 +58,23 @@ def open_workdir(workdir: Path, config) -> Iterator[None]:
         yield found
 
 
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[bool]:
+    """Locks a file of a workdir; yields False if the file system has no locks, as some network ones.
+
+    Raises:
+      UserError: Another process has locked it.
+    """
+    with open(path, "w") as file:
+        try:
+            locked = _lock(file)
+        except BlockingIOError as error:
+            message = f"another process trains in {path.parent}; wait for it, or pass another --workdir"
+            raise UserError(message) from error
+        yield locked  # the system releases it when the process ends, however it ends
+
+
 def _lock(file) -> bool:
-    """Locks a file; returns False if the file system has no locks, as some network ones."""
     # If there are several processes, those of an earlier start may still hold it. A single one has a user who can wait.
     deadline = time.monotonic() + (LOCK_PATIENCE_SECONDS if jax.distributed.is_initialized() else 0)
     waiting = False
@@ -85,15 +97,19 @@ def _lock(file) -> bool:
 
 def check_same(workdir: Path, found: dict, wanted: dict) -> None:
     """Raises UserError if the dotted keys of a workdir's config and those that are wanted differ."""
+    if differing := differences(found, wanted):
+        raise UserError(f"{workdir} belongs to another config ({differing}); pass another --workdir")
+
+
+def differences(found: dict, wanted: dict) -> str:
+    """Says which dotted keys of two configs differ so that their results would; "" if none does."""
 
     def value(key: str, config: dict):
         # A run, and beside it the one that it starts from, may have been moved.
         return Path(config[key]).parts[-2:] if key == "init_from" and config.get(key) else config.get(key)
 
-    differing = {key for key in found.keys() | wanted.keys() if value(key, found) != value(key, wanted)}
-    if differing := sorted(differing - FREE_KEYS):
-        pairs = ", ".join(f"{key} was {found.get(key)}, is {wanted.get(key)}" for key in differing)
-        raise UserError(f"{workdir} belongs to another config ({pairs}); pass another --workdir")
+    differing = {key for key in found.keys() | wanted.keys() if value(key, found) != value(key, wanted)} - FREE_KEYS
+    return ", ".join(f"{key} was {found.get(key)}, is {wanted.get(key)}" for key in sorted(differing))
 
 
 def read_result(workdir: Path) -> dict | None:
