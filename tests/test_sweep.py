@@ -16,8 +16,8 @@ import pytest
 from emnist_jax import command_line, sweep
 from emnist_jax.command_line import read_sweep
 from emnist_jax.config import row, validate
-from emnist_jax.errors import UserError
-from emnist_jax.reporting import tables
+from emnist_jax.errors import Stopped, UserError
+from emnist_jax.reporting import environment, tables
 from emnist_jax.results import STUDY, SWEEPS
 from emnist_jax.training import loop
 from processes import XLA_FLAGS
@@ -261,6 +261,14 @@ def test_all_rows_begin_with_a_number_for_every_network():
     assert {each["name"] for each in first} == names and all(each["seeds"] == (0,) for each in first)
 
 
+MNIST = command_line.read_sweep(str(ROOT / "configs/sweeps/mnist.py"))
+
+
+def set_flags(monkeypatch, **values):
+    for name, value in ({"results": None, "shard": "0/1", "minutes": None, "override": []} | values).items():
+        monkeypatch.setattr(sweep, f"_{name.upper()}", SimpleNamespace(value=value))
+
+
 def test_overrides_come_after_those_of_the_row():
     each = row("configs/mnist_cnn.py", 1, {"training.epochs": 10.0, "training.batch_size": 64})
     experiment = sweep.experiment_of(each, 3, ["training.epochs=2"])
@@ -277,12 +285,31 @@ def test_overrides_come_after_those_of_the_row():
     ],
 )
 def test_a_wrong_override_ends_a_sweep_before_its_first_run(monkeypatch, tmp_path, override, message):
-    experiments = command_line.read_sweep(str(ROOT / "configs/sweeps/mnist.py"))
-    values = {"workdir": tmp_path / "runs", "results": None, "shard": "0/1", "minutes": 0.0, "override": [override]}
-    for name, value in values.items():
-        monkeypatch.setattr(sweep, f"_{name.upper()}", SimpleNamespace(value=value))
+    set_flags(monkeypatch, workdir=tmp_path / "runs", minutes=0.0, override=[override])
     with pytest.raises(UserError, match=message):
-        sweep.main(experiments)
+        sweep.main(MNIST)
+
+
+def test_what_failed_is_said_also_if_the_minutes_end(monkeypatch, tmp_path, capsys):
+    def fail(*arguments):
+        raise UserError("no images")
+
+    seconds = iter((0, 1, 61))
+    monkeypatch.setattr(sweep, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(sweep, "train", fail)
+    set_flags(monkeypatch, workdir=tmp_path / "runs", minutes=1.0)
+    runs = sum(len(each["seeds"]) for each in MNIST.rows)
+    message = f"--minutes=1 are over with {runs - 1} of {runs} runs to go; 1 of {runs} runs failed, first .*: no images"
+    with pytest.raises(Stopped, match=message):
+        sweep.main(MNIST)
+    assert "failed: seed 0: UserError: no images | 0 of" in capsys.readouterr().out
+
+
+def test_results_of_no_commit_are_refused_before_the_first_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "commit", lambda: "unknown")
+    set_flags(monkeypatch, workdir=tmp_path / "runs", results=tmp_path / "results")
+    with pytest.raises(UserError, match="run in a clone with its .git"):
+        sweep.main(MNIST)
 
 
 def test_names_of_rows():
