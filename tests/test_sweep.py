@@ -17,7 +17,7 @@ from emnist_jax import command_line, sweep
 from emnist_jax.command_line import read_sweep
 from emnist_jax.config import row, validate
 from emnist_jax.errors import Stopped, UserError
-from emnist_jax.reporting import environment, tables
+from emnist_jax.reporting import environment, tables, terminal
 from emnist_jax.results import STUDY, SWEEPS
 from emnist_jax.training import loop
 from processes import XLA_FLAGS
@@ -267,6 +267,7 @@ MNIST = command_line.read_sweep(str(ROOT / "configs/sweeps/mnist.py"))
 def set_flags(monkeypatch, **values):
     for name, value in ({"results": None, "shard": "0/1", "minutes": None, "override": []} | values).items():
         monkeypatch.setattr(sweep, f"_{name.upper()}", SimpleNamespace(value=value))
+    monkeypatch.setattr(terminal.CONSOLE, "quiet", True)  # as a sweep sets it
 
 
 def test_overrides_come_after_those_of_the_row():
