@@ -79,7 +79,7 @@ def test_a_run_ends_with_exactly_the_pruned_weights_at_zero(fine_tuned):
 
 def test_a_stopped_run_ends_with_the_same_bits(finished, fine_tuned, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        found = itertools.chain([None] * 3, itertools.repeat(signal.SIGTERM.name))
+        found = itertools.chain([None] * 4, itertools.repeat(signal.SIGTERM.name))
         patch.setattr(StopRequest, "received", lambda self: next(found))
         with pytest.raises(Stopped, match="step 14 of 30"):
             loop.train_and_evaluate(pruned_config(finished[0]), tmp_path)
