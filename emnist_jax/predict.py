@@ -27,6 +27,8 @@ def main(*paths: str) -> None:
         raise UserError("name pictures, e.g. `python -m emnist_jax.predict my.png`")
     if _SHOW.value:
         _check_writable(Path(_SHOW.value))
+        if Path(_SHOW.value).resolve() in (Path(path).resolve() for path in paths):
+            raise UserError(f"--show={_SHOW.value} would overwrite a picture that is read")
     from emnist_jax.inference import classifier
     from emnist_jax.reporting import figures, readings
 
@@ -58,7 +60,7 @@ def _check_writable(picture: Path) -> None:
     from matplotlib.figure import Figure
 
     known = Figure().canvas.get_supported_filetypes()
-    if picture.suffix.removeprefix(".") not in known:
+    if picture.suffix.removeprefix(".").lower() not in known:
         raise UserError(f"--show={picture} must end in one of .{', .'.join(sorted(known))}")
     if not picture.absolute().parent.is_dir():
         raise UserError(f"--show={picture}: there is no folder {picture.parent}")

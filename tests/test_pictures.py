@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFilter, ImageOps
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 import emnist_jax
 from emnist_jax.datasets import official, synthetic
@@ -145,6 +145,49 @@ def test_mnist_has_its_centre_of_mass_in_the_middle_and_emnist_its_box():
     rows, columns = (np.flatnonzero(seen(picture).max(axis) > 127) for axis in (1, 0))
     assert 22 <= max(np.ptp(rows), np.ptp(columns)) + 1 <= 24
     assert abs(rows[0] - (27 - rows[-1])) <= 1 and abs(columns[0] - (27 - columns[-1])) <= 1
+
+
+def printed(text: str, spacing: int = 10, size: int = 60) -> Image.Image:
+    """Returns lines of print, dark on light."""
+    page = Image.new("L", (900, 500), 255)
+    font = ImageFont.load_default(size)
+    ImageDraw.Draw(page).multiline_text((100, 100), text, fill=0, font=font, spacing=spacing)
+    return page
+
+
+@pytest.mark.parametrize("spacing", [30, 0, -8])
+def test_lines_that_stand_close_are_not_glued_together(spacing):
+    found = read_boxes(printed("12345\n67890\n24680", spacing))
+    assert [character.line for character in found] == [0] * 5 + [1] * 5 + [2] * 5
+
+
+@pytest.mark.parametrize("degrees", [-10, -6, 6, 10])
+def test_lines_may_slant(degrees):
+    straight = printed("24680 13579\n97531 86420", 40)
+    found = read_boxes(straight.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=255))
+    assert [character.line for character in found] == [0] * 10 + [1] * 10
+    lefts = [character.box[1] for character in found]
+    assert lefts[:10] == sorted(lefts[:10]) and lefts[10:] == sorted(lefts[10:])
+
+
+@pytest.mark.parametrize("size", [40, 60, 90])
+def test_words_of_print_are_told_apart(size):
+    found = read_boxes(printed("THE FOX RAN OFF", size=size))
+    assert [i for i, character in enumerate(found) if character.after_space] == [3, 6, 9]
+
+
+def test_two_tone_pictures_are_reduced_like_others():
+    """Large ones, as scanners make them: Pillow leaves out their pixels."""
+    large = printed("24680").resize((4500, 2500))
+    grey = pictures.open_picture(large)
+    assert np.abs(pictures.open_picture(large.convert("1")) - grey).max() < 0.5
+    np.testing.assert_array_equal(pictures.open_picture(large.convert("P")), grey)
+
+
+def test_pictures_of_12_bits_are_read():
+    dim = np.asarray(drawing(), np.uint16) * 16
+    for picture in (dim, Image.fromarray(dim)):
+        assert similarity(seen(picture), CLEAN) > 0.99
 
 
 def test_a_line_is_cut_in_reading_order():

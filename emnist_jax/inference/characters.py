@@ -122,7 +122,7 @@ def characters(ink: np.ndarray, style: str) -> list[Character]:
     for number, line in enumerate(_lines(_broken_merged(parts))):
         gaps = [right.left - left.right for left, right in zip(line, line[1:], strict=False)]
         height = np.median([part.height for part in line])
-        wide = max(0.5 * height, min(2 * np.median(gaps or [0]), 1.5 * height))
+        wide = max(0.4 * height, min(2 * np.median(gaps or [0]), 1.5 * height))
         for part, gap in zip(line, [0, *gaps], strict=True):
             character = _character(ink, labels, part, style)
             found.append(dataclasses.replace(character, line=number, after_space=bool(gap > wide)))
@@ -180,7 +180,10 @@ def _broken_merged(parts: list[_Part]) -> list[_Part]:
             both = _merged([above, below])
             overlap = min(above.right, below.right) - max(above.left, below.left)
             gap = both.height - above.height - below.height
-            if overlap > min(above.width, below.width) / 3 and gap < 0.12 * both.height:
+            others = max((part.height for part in parts if part is not above and part is not below), default=0)
+            # If the other characters are as tall as one of the two, these are characters of two lines.
+            of_two_lines = 0.35 * both.height < others < both.height / 1.5
+            if overlap > min(above.width, below.width) / 3 and gap < 0.12 * both.height and not of_two_lines:
                 parts[j] = both
                 del parts[i]
                 break
@@ -190,17 +193,14 @@ def _broken_merged(parts: list[_Part]) -> list[_Part]:
 def _lines(parts: list[_Part]) -> list[list[_Part]]:
     """Returns the lines from top to bottom, each a list of characters from left to right."""
     usual = float(np.median(sorted(part.height for part in parts)[-max(len(parts) // 2, 1) :]))
-    large = sorted((part for part in parts if part.height >= 0.4 * usual), key=lambda part: part.top + part.bottom)
     lines: list[list[_Part]] = []
-    for part in large:
-        line = lines[-1] if lines else []
-        top, bottom = (
-            (np.median([getattr(other, edge) for other in line]) for edge in ("top", "bottom")) if line else (0, 0)
-        )
-        if min(part.bottom, bottom) - max(part.top, top) > 0.4 * min(part.height, bottom - top):
+    for part in sorted((part for part in parts if part.height >= 0.4 * usual), key=lambda part: part.left):
+        line = max(lines, key=lambda line: _beside(line, part), default=None)
+        if line and _beside(line, part) > 0.4:
             line.append(part)
         else:
             lines.append([part])
+    lines.sort(key=lambda line: np.median([part.top + part.bottom for part in line]))
     for part in parts:
         if part.height < 0.4 * usual:
             # A dot, a bar, a broken piece: it belongs to the nearest character, unless it is far from all.
@@ -210,6 +210,12 @@ def _lines(parts: list[_Part]) -> list[list[_Part]]:
             if distance < 0.5 * usual:
                 line[line.index(near)] = _merged([near, part])
     return [_overlapping_merged(sorted(line, key=lambda part: part.left)) for line in lines]
+
+
+def _beside(line: list[_Part], part: _Part) -> float:
+    """Returns how much of the lower one's height a character shares with the end of a line, which may slant."""
+    top, bottom = (np.median([getattr(other, edge) for other in line[-3:]]) for edge in ("top", "bottom"))
+    return (min(part.bottom, bottom) - max(part.top, top)) / min(part.height, bottom - top)
 
 
 def _distance(a: _Part, b: _Part) -> float:

@@ -78,22 +78,23 @@ def _from_array(array: np.ndarray) -> Image.Image:
             raise ValueError("an array of floats must lie between 0 and 1")
         array = np.round(255 * array).astype(np.uint8)
     elif array.dtype == np.uint16:
-        array = (array >> 8).astype(np.uint8)
+        array = np.round(255 / max(array.max(), 1) * array).astype(np.uint8)  # cameras fill 10 to 16 of the bits
     elif array.dtype != np.uint8:
         raise ValueError(f"an array of {array.dtype} is no picture; pass bool, uint8, uint16, or floats in 0 to 1")
     return Image.fromarray(array)
 
 
 def _brightness(image: Image.Image) -> np.ndarray:
+    if image.mode in ("1", "P", "PA"):  # Pillow reduces these by leaving out pixels
+        image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
     image.thumbnail((_LONG_SIDE, _LONG_SIDE), Image.Resampling.BOX)
-    if image.mode.startswith(("I", "F")):  # 16 or 32 bits, whose range the file does not say
+    if image.mode.startswith(("I", "F")):  # 10 to 32 bits, whose range the file does not say
         values = np.asarray(image, np.float32)
         finite = np.isfinite(values)
         if not finite.any():
             raise ValueError("none of its values is finite")
         values = np.where(finite, values, np.median(values[finite]))
-        most = 65535 if image.mode.startswith("I;16") else max(float(values.max()), 1e-30)
-        return np.clip(values / most, 0, 1)
+        return np.clip(values / max(float(values.max()), 1e-30), 0, 1)
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         values, alpha = np.asarray(image.convert("L"), np.float32) / 255, np.asarray(image)[..., 3] / np.float32(255)
