@@ -21,8 +21,8 @@ def use_devices(monkeypatch, number: int):
 
 
 def stop_within_the_second_epoch(monkeypatch):
-    """Makes the next run find a signal from its fourth compiled call on, at step 14 of 20."""
-    found = itertools.chain([None] * 3, itertools.repeat(signal.SIGTERM.name))
+    """Makes the next run find a signal at step 14 of 20: its fifth look, the fourth being after a validation."""
+    found = itertools.chain([None] * 4, itertools.repeat(signal.SIGTERM.name))
     monkeypatch.setattr(StopRequest, "received", lambda self: next(found))
 
 
