@@ -77,8 +77,8 @@ def main() -> None:
 
 def marked_tables(sweeps: dict[str, ConfigDict], results: dict[str, list[dict]], of_speed: Path) -> dict[str, str]:
     """Returns all tables, by the mark that stands before them."""
+    from emnist_jax.environment import check_commit
     from emnist_jax.reporting import speed, tables
-    from emnist_jax.reporting.environment import check_commit
 
     marked = {}
     for name, sweep in sweeps.items():
@@ -118,8 +118,8 @@ def with_tables(text: str, tables_by_mark: dict[str, str]) -> str:
 def check_results(rows: list[dict], results: dict[str, list[dict]]) -> None:
     """Raises UserError for the first result that is not what its name says."""
     from emnist_jax.datasets import official
+    from emnist_jax.environment import check_commit
     from emnist_jax.models.summary import summarize
-    from emnist_jax.reporting.environment import check_commit
     from emnist_jax.sweep import check_config, experiment_of
     from emnist_jax.training.run import network
 

@@ -108,8 +108,8 @@ def _check_overrides(row: dict) -> None:
 
 def _read_results(folder: Path) -> dict[tuple[str, int], dict]:
     """Returns what a folder of results holds, by row and seed, and says whether it may take what runs now."""
+    from emnist_jax.environment import check_commit, commit
     from emnist_jax.reporting import tables
-    from emnist_jax.reporting.environment import check_commit, commit
 
     if commit() == "unknown":
         raise UserError(f"--results={folder}: results say their commit; run in a clone with its .git, and with git")

@@ -33,8 +33,8 @@ _PER_CLASS = 517  # training images of the pool's rarest class
 
 
 def main() -> None:
+    from emnist_jax.environment import environment
     from emnist_jax.reporting import terminal
-    from emnist_jax.reporting.environment import environment
     from emnist_jax.training import hosts, loop
 
     hosts.check_devices()

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from emnist_jax import audit, datasets, load, summary
 from emnist_jax.datasets import duplicates, folder
 from emnist_jax.errors import UserError
-from emnist_jax.inference import characters
+from emnist_jax.handwriting import characters
 from emnist_jax.reporting import figures
 from emnist_jax.training import loop, run, weights
 from shared import dataset_config, make_config

@@ -12,8 +12,8 @@ import orbax.checkpoint as ocp
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from emnist_jax.environment import environment
 from emnist_jax.errors import UserError
-from emnist_jax.reporting.environment import environment
 from emnist_jax.training import checkpoints, evaluation, loop, train_step, weights
 from shared import damage, fake_validation, make_config, numbers_of, parameters_of, scalars_of
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 import emnist_jax
 from emnist_jax.datasets import official, synthetic
 from emnist_jax.errors import UserError
-from emnist_jax.inference import characters, pictures
+from emnist_jax.handwriting import characters, pictures
 from shared import REAL_DATA, needs_real_data
 
 GLYPHS, GLYPH_RANGES = synthetic._glyphs(tuple("3AEHiT"))

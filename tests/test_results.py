@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emnist_jax import results
+from emnist_jax import environment, results
 from emnist_jax.command_line import read_sweep
 from emnist_jax.config import experiment_name, row
 from emnist_jax.errors import UserError
-from emnist_jax.reporting import environment, tables
+from emnist_jax.reporting import tables
 from emnist_jax.sweep import experiment_of
 
 ROOT = Path(__file__).parent.parent
@@ -59,7 +59,7 @@ def test_only_changed_code_makes_a_commit_dirty(tmp_path, monkeypatch):
         who = ("-c", "user.name=a", "-c", "user.email=a@b")
         return subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
 
-    files = [tmp_path / name for name in ("emnist_jax/reporting/environment.py", "configs/a.py", "README.md")]
+    files = [tmp_path / name for name in ("emnist_jax/environment.py", "configs/a.py", "README.md")]
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("a")

@@ -13,11 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from emnist_jax import command_line, sweep
+from emnist_jax import command_line, environment, sweep
 from emnist_jax.command_line import read_sweep
 from emnist_jax.config import row, validate
 from emnist_jax.errors import Stopped, UserError
-from emnist_jax.reporting import environment, tables, terminal
+from emnist_jax.reporting import tables, terminal
 from emnist_jax.results import STUDY, SWEEPS
 from emnist_jax.training import loop
 from processes import XLA_FLAGS

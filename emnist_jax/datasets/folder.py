@@ -1,7 +1,7 @@
 """A set of one's own: a folder of pictures by class, `DIR/train/CLASS/*`.
 
 The pictures are as people make them: photos, scans or drawings of one character each, in any format that Pillow knows.
-Each is brought into the form of EMNIST's images, as `predict` does it (`inference.characters.image_of`). Classes are
+Each is brought into the form of EMNIST's images, as `predict` does it (`handwriting.characters.image_of`). Classes are
 named after their folders. Nothing depends on the order in which the file system lists them.
 """
 
@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.progress import track
 
 from emnist_jax.datasets import duplicates
+from emnist_jax.environment import cores
 from emnist_jax.errors import UserError
-from emnist_jax.reporting.environment import cores
 
 log = logging.getLogger(__name__)
 
@@ -233,7 +233,7 @@ def _begin_process() -> None:
 
 
 def _prepare_one(path: Path) -> np.ndarray | str:
-    from emnist_jax.inference import characters  # late: scikit-image takes a second, and only this set needs it
+    from emnist_jax.handwriting import characters  # late: scikit-image takes a second, and only this set needs it
 
     if not path.is_file():
         return "it is no file"

@@ -1,1 +1,1 @@
-"""From pictures as people make them to answers: pictures, characters, a network with its weights."""
+"""A trained network: load it, ask it, examine it, export it, serve it."""

@@ -19,9 +19,10 @@ from safetensors import SafetensorError, safe_open
 from emnist_jax import datasets, models
 from emnist_jax.config import base
 from emnist_jax.errors import UserError, first_line, unknown
-from emnist_jax.inference import characters, compression, pictures
-from emnist_jax.inference.characters import Character
-from emnist_jax.inference.pictures import Picture
+from emnist_jax.handwriting import characters, pictures
+from emnist_jax.handwriting.characters import Character
+from emnist_jax.handwriting.pictures import Picture
+from emnist_jax.inference import compression
 from emnist_jax.models.layers import Network
 from emnist_jax.training.train_step import network_input
 

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from emnist_jax import datasets
+from emnist_jax.environment import environment
 from emnist_jax.errors import UserError
 from emnist_jax.inference import compression
 from emnist_jax.inference.classifier import Classifier, load
-from emnist_jax.reporting.environment import environment
 from emnist_jax.training.train_step import network_input
 
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -19,7 +19,7 @@ from werkzeug.utils import send_from_directory
 from werkzeug.wrappers import Request, Response
 
 from emnist_jax.errors import UserError
-from emnist_jax.inference import pictures
+from emnist_jax.handwriting import pictures
 from emnist_jax.inference.classifier import Classifier
 from emnist_jax.reporting.terminal import LEAKED, measured
 

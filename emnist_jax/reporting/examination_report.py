@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from emnist_jax.datasets import Dataset, preparation
+from emnist_jax.environment import environment
 from emnist_jax.inference.classifier import Classifier
 from emnist_jax.inference.examination import Examination
 from emnist_jax.inference.measures import ClassScore
 from emnist_jax.reporting import figures, page
-from emnist_jax.reporting.environment import environment
 from emnist_jax.reporting.terminal import LEAKED
 
 _MOST_CLASSES_WITH_COUNTS = 12  # counts of more would not fit into the confusion matrix

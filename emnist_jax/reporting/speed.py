@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from emnist_jax.reporting import environment as of_runs
+from emnist_jax import environment as of_runs
 
 COLUMNS = (
     "network",
@@ -28,7 +28,7 @@ HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 
 def environment() -> dict:
-    """Returns what `reporting.environment` does, the processor's name, JAX's platform, and PyTorch's version."""
+    """Returns what `emnist_jax.environment` tells, the processor's name, JAX's platform, and PyTorch's version."""
     found = of_runs.environment()
     if importlib.util.find_spec("torch"):
         found["versions"]["torch"] = version("torch")

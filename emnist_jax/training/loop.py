@@ -11,9 +11,9 @@ import numpy as np
 
 from emnist_jax import datasets
 from emnist_jax.config import flatten, validate
+from emnist_jax.environment import environment
 from emnist_jax.errors import NotFiniteError, Stopped, UserError
 from emnist_jax.reporting import figures, terminal
-from emnist_jax.reporting.environment import environment
 from emnist_jax.reporting.tensorboard import TensorBoard
 from emnist_jax.training import evaluation, hosts, train_step
 from emnist_jax.training.checkpoints import Checkpoints

@@ -13,7 +13,7 @@ from scipy import ndimage
 from skimage import measure, morphology
 
 from emnist_jax.errors import UserError
-from emnist_jax.inference import pictures
+from emnist_jax.handwriting import pictures
 
 SIZE = 28
 MOST_CHARACTERS = 500
