@@ -72,8 +72,7 @@ def own_flags():
     try:
         yield
     except UserError as error:
-        text = str(error).replace("--config.dataset.name=", "name ").replace("--config.dataset.", "--")
-        raise UserError(text) from error
+        raise UserError(str(error).replace("--config.dataset.", "--")) from error
 
 
 def run(main: Callable, config: str | None = "required", positional: bool = False) -> None:
@@ -120,10 +119,9 @@ def run(main: Callable, config: str | None = "required", positional: bool = Fals
     signals.handle(functools.partial(_exit_on_signal, resumes))
     if {"--help", "-help", "--helpshort", "-h", "-?"} & set(sys.argv[1:]):
         own = flags.FLAGS.main_module_help().partition(".py:\n")[2]
-        commands = ", ".join(f"python -m emnist_jax.{name}" for name in COMMANDS)
         with contextlib.suppress(BrokenPipeError):  # of `| head`
-            text = f"{sys.modules['__main__'].__doc__}\nflags:\n{_HELP[config]}{own}\n\ncommands: {commands}"
-            print(text, flush=True)
+            print(f"{sys.modules['__main__'].__doc__}\nflags:\n{_HELP[config]}{own}")
+            print("\nall commands: python -m emnist_jax", flush=True)
         os._exit(0)
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().setFormatter(None)  # the message alone

@@ -61,9 +61,9 @@ def _examine() -> None:
             raise UserError(f"{name} has other classes ({asked}) than {_NETWORK()} ({known})")
         network = command_line.file_name(_NETWORK())
         others = [part for part in (name, _SPLIT.value) if part not in (trained_on, "test")]
-        out = _out_folder("_".join([network, *others]).replace("/", "_"))
         status.update(f"Loading {name}")
         dataset = _load(config)
+        out = _out_folder("_".join([network, *others]).replace("/", "_"))
         examination = examine(classifier, dataset, _SPLIT.value, status.update)
         subject = examination_report.subject(network, classifier, dataset, _SPLIT.value)
         status.update("Drawing the page")

@@ -12,7 +12,7 @@ import pytest
 import waitress
 from absl import flags
 from absl.testing.flagsaver import flagsaver
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from werkzeug.test import Client
 
 from emnist_jax import demo, errors
@@ -86,6 +86,12 @@ def test_places_are_fractions_of_the_whole_picture_if_it_is_reduced(client):
     small, large = (read(client, content_of(picture_of("17", side))).json for side in (200, 2000))
     assert (large["width"], large["height"]) == (1600, 800)
     assert np.allclose(boxes(small), boxes(large), atol=0.02)
+
+
+def test_the_picture_is_shown_as_it_was_read(client):
+    ink = ImageOps.invert(picture_of("17"))
+    content = content_of(Image.merge("LA", (Image.new("L", ink.size, 255), ink)), "TIFF")
+    np.testing.assert_array_equal(pixels_of(read(client, content).json["picture"]), np.asarray(ink))
 
 
 def test_all_ink_of_a_drawing_is_one_character(client):

@@ -140,7 +140,7 @@ def read(name: str, data_dir: str | None) -> tuple[Arrays, Arrays]:
         except OSError as error:
             raise errors.UserError(f"cannot read --config.dataset.data_dir={folder}: {error.strerror}") from error
     elif name == "emnist_pool":
-        raise errors.UserError("emnist_pool cannot be downloaded; pass --config.dataset.data_dir=FOLDER_OF_ITS_FILES")
+        raise errors.UserError("emnist_pool is not published; if you have it, pass --config.dataset.data_dir=FOLDER")
     else:
         splits = _read_tfds(name, official)
     if official.transposed:
@@ -301,8 +301,7 @@ def _fetch(builder, downloads: pathlib.Path) -> dict[str, pathlib.Path]:
             reason = textwrap.shorten(reason, 160)
             raise errors.UserError(
                 f"cannot download {builder.name} ({reason}). Either put {' '.join(missing)} into "
-                f"{manual} (same file names), or pass --config.dataset.data_dir=FOLDER with the "
-                "official files, or --config.dataset.name=synthetic/... to do without"
+                f"{manual} (same file names), or pass --config.dataset.data_dir=FOLDER with the official files"
             ) from error
     return {builder.url_infos[url].filename: path for url, path in paths.items()}
 

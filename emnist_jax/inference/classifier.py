@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,7 @@ class Classifier:
         Returns:
           float32 `[N, num_classes]`.
         """
+        images = np.asarray(images)
         if images.dtype != np.uint8 or images.shape[1:] != (28, 28):
             raise UserError(f"images must be uint8 [N, 28, 28], not {images.dtype} {list(images.shape)}")
         outputs = [np.zeros((0, len(self.class_names)), np.float32)]
@@ -144,7 +145,7 @@ class Classifier:
         """Classifies images uint8 `[N, 28, 28]`, as the data sets have them: upright, white on black."""
         return Predictions(np.asarray(jax.nn.softmax(self.logits(images))), self.class_names)
 
-    def predict(self, images: Picture | Sequence[Picture]) -> Predictions:
+    def predict(self, images: Picture | Iterable[Picture]) -> Predictions:
         """Classifies pictures with one character each.
 
         Args:
@@ -159,7 +160,7 @@ class Classifier:
             images = np.asarray(images)
         if isinstance(images, np.ndarray) and images.shape[1:] in ((28, 28), (28, 28, 1)):
             return self.classify(images.reshape(-1, 28, 28))
-        if not isinstance(images, Sequence) or isinstance(images, str | bytes):
+        if isinstance(images, Picture):
             images = [images]
         prepared = [self._prepare(image) for image in images]
         return self.classify(np.stack(prepared) if prepared else np.zeros((0, 28, 28), np.uint8))
@@ -209,7 +210,12 @@ class Classifier:
 
         Returns:
           float32 `[28, 28]` in 0 to 1: the size of the gradient of the log-probability, relative to its largest.
+
+        Raises:
+          UserError: There is no such class.
         """
+        if not 0 <= label < len(self.class_names):
+            raise UserError(f"there is no class {label}: they are 0 to {len(self.class_names) - 1}")
         gradient = np.asarray(self._gradient(self.variables, image, np.int32(label)))
         return gradient / max(float(gradient.max()), 1e-30)
 
@@ -286,7 +292,7 @@ def _load_file(path: Path) -> Classifier:
             result = json.loads(file.metadata()["result"])
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
     except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError("it is no file that `python -m emnist_jax.export` wrote") from error
+        raise ValueError("it is no file of `python -m emnist_jax.export --to=safetensors`") from error
     return _build(result, compression.restored({"batch_stats": {}, **traverse_util.unflatten_dict(flat, sep="/")}))
 
 

@@ -34,7 +34,7 @@ _URLS = Map(
     ]
 )
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
@@ -49,10 +49,10 @@ def answer(classifier: Classifier, picture: pictures.Picture, single: bool) -> d
       single: Whether all ink is one character.
 
     Returns:
-      "text"; "width" and "height" of the picture, whose longer side has 1,600 pixels at most; and "characters". Each of
-      these has its "box" (left, top, right, bottom, as fractions of the picture), "top" (five names with their
-      probabilities), and two PNGs of 28 x 28 pixels as data URLs: "image", which the network saw, and "saliency", whose
-      opacity is `Classifier.saliency` of the most probable class.
+      "text"; "width" and "height" of the picture; "picture", its brightness as it was read, a PNG as a data URL; and
+      "characters". Each of these has its "box" (left, top, right, bottom, as fractions of the picture), "top" (five
+      names with their probabilities), and two PNGs of 28 x 28 pixels: "image", which the network saw, and "saliency",
+      whose opacity is `Classifier.saliency` of the most probable class.
 
     Raises:
       UserError: The picture cannot be read, or holds no ink.
@@ -73,7 +73,8 @@ def answer(classifier: Classifier, picture: pictures.Picture, single: bool) -> d
                 "saliency": _data_url(overlay),
             }
         )
-    return {"text": reading.text, "width": width, "height": height, "characters": found}
+    picture = _data_url(np.round(255 * reading.brightness).astype(np.uint8))
+    return {"text": reading.text, "width": width, "height": height, "picture": picture, "characters": found}
 
 
 def _data_url(pixels: np.ndarray) -> str:

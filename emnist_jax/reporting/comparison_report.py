@@ -21,7 +21,7 @@ from emnist_jax.reporting import page
 
 # Of result.json, beside the accuracies.
 _NEEDED = (
-    *("model", "dataset", "dataset_sha256", "synthetic", "parameters", "config", "history"),
+    *("model", "dataset", "dataset_sha256", "synthetic", "trainable_parameters", "config", "history"),
     *("epochs", "train_seconds", "device", "commit"),
 )
 
@@ -95,7 +95,7 @@ def differences(runs: Sequence[ComparedRun]) -> dict[str, list]:
 
 def numbers(runs: Sequence[ComparedRun], split: str) -> dict[str, Any]:
     """Returns what is compared, for JSON."""
-    kept = ("model", "dataset", "synthetic", "leaked", "parameters", "train_seconds", "device", "commit")
+    kept = ("model", "dataset", "synthetic", "leaked", "trainable_parameters", "train_seconds", "device", "commit")
     return {
         "split": split,
         "differences": differences(runs),
@@ -117,7 +117,7 @@ def table(runs: Sequence[ComparedRun], split: str) -> Table:
         if run.accuracy:
             accuracy = page.percent(run.accuracy.fraction)
             interval = f"{page.percent(run.accuracy.low)} to {page.percent(run.accuracy.high)}"
-        parameters, minutes = run.result["parameters"], run.result["train_seconds"] / 60
+        parameters, minutes = run.result["trainable_parameters"], run.result["train_seconds"] / 60
         found.add_row(run.name, accuracy, interval, f"{parameters:,}", f"{minutes:.1f}")
     return found
 
@@ -127,7 +127,7 @@ def write(path: Path, runs: Sequence[ComparedRun], split: str) -> None:
     with matplotlib.rc_context(page.STYLE):
         curves, parameters, time = (
             _curves(runs),
-            _scatter(runs, lambda result: result["parameters"], "parameters", split),
+            _scatter(runs, lambda result: result["trainable_parameters"], "parameters", split),
             _scatter(runs, lambda result: result["train_seconds"] / 60, "minutes of training", split),
         )
     page.write(

@@ -134,7 +134,7 @@ def result_table(result: dict) -> Table:
         return f"{100 * figures[name]:.2f} % ± {100 * error:.2f} (standard error, {figures['examples']:,} images)"
 
     for row in (
-        ("parameters", f"{result['parameters']:,}"),
+        ("parameters", f"{result['trainable_parameters']:,}"),
         (f"{split} top-1", accuracy("top1")),
         (f"{split} top-5", accuracy("top5")),
         *([("leaked", leaked)] if (leaked := LEAKED[result.get("leaked", False)]) else []),

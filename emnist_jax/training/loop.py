@@ -130,7 +130,7 @@ class Training:
         log.info(
             "%s, %s parameters, on %s: %s training, %s validation and %s test images, %d steps on %s",
             run.config.model.name,
-            f"{_size((run.abstract_state.params, run.abstract_state.batch_stats)):,}",
+            f"{_size(run.abstract_state.params):,}",
             run.dataset_label,
             *(f"{len(split.labels):,}" for split in (run.dataset.train, run.dataset.validation, run.dataset.test)),
             run.total_steps,

@@ -70,7 +70,6 @@ function changed() {
 function clear() {
   subject++;
   strokes = [];
-  URL.revokeObjectURL(element("picture").querySelector("img")?.src);
   element("picture").replaceChildren();
   element("picture").hidden = true;
   element("paper").hidden = false;
@@ -111,7 +110,7 @@ async function readPicture(file) {
   if (!found) return;
   clear();
   showText(found.text);
-  showPicture(file, found);
+  showPicture(file.name, found);
 }
 
 /** Shows what the network reads in a picture, or what is wrong with it; returns what it reads, unless it is too late. */
@@ -127,6 +126,10 @@ async function read(picture, url, name = "") {
   if (asked !== subject) return null;
   if (found.error) {
     say(name + found.error);
+    if (!name) {
+      showText("");
+      showCharacter(null);
+    }
     return null;
   }
   say("");
@@ -163,10 +166,11 @@ function showCharacter(character) {
   }
 }
 
-function showPicture(file, { width, height, characters }) {
+function showPicture(name, found) {
+  const { width, height, characters } = found;
   const image = document.createElement("img");
-  image.src = URL.createObjectURL(file);
-  image.alt = file.name;
+  image.src = found.picture; // as it was read: browsers lack formats, and know no paper behind transparent pixels
+  image.alt = name;
   const picture = element("picture");
   picture.style.aspectRatio = `${width} / ${height}`;
   picture.style.maxWidth = `min(34rem, ${(70 * width) / height}vh)`;
