@@ -79,6 +79,16 @@ def beside_a_dark_table() -> Image.Image:
     return picture.filter(ImageFilter.GaussianBlur(1))
 
 
+def on_a_table(shade: int, degrees: int, left: int = 150) -> Image.Image:
+    """Returns a sheet of paper with a character, photographed askew; if left is negative, the picture cuts it off."""
+    paper = drawing().point(lambda x: x * 0.9)
+    table = Image.new("L", (paper.width + 300, paper.height + 300), shade)
+    mask = Image.new("L", paper.size, 255).rotate(degrees, expand=True)
+    table.paste(paper.rotate(degrees, Image.Resampling.BICUBIC, expand=True), (left, 150), mask)
+    grain = np.random.default_rng(0).normal(0, 5, table.size[::-1])
+    return Image.fromarray(np.uint8(np.clip(np.asarray(table) + grain, 0, 255))).filter(ImageFilter.GaussianBlur(1))
+
+
 HOLES = drawing().size[::-1]
 AWKWARD = {
     "light on dark": lambda: ImageOps.invert(drawing()),
@@ -99,6 +109,9 @@ AWKWARD = {
     "framed": framed,
     "in a corner of a frame": in_a_corner_of_a_frame,
     "beside a dark table": beside_a_dark_table,
+    "paper on a dark table": lambda: on_a_table(50, 0),
+    "paper askew on a light table": lambda: on_a_table(180, 3),
+    "paper that the picture cuts off": lambda: on_a_table(50, 3, left=-20),
     "array": lambda: np.asarray(drawing()),
     "array of floats": lambda: np.asarray(drawing(), np.float32)[..., None] / 255,
     "array of bools": lambda: np.asarray(drawing()) > 127,
@@ -108,6 +121,27 @@ AWKWARD = {
 @pytest.mark.parametrize("make", AWKWARD.values(), ids=AWKWARD)
 def test_a_character_looks_the_same_however_it_comes(make):
     assert similarity(seen(make()), CLEAN) > 0.96
+
+
+SQUARE = [(20, 20), (220, 20), (220, 220), (20, 220)]
+BOLD = {
+    "0 with corners": (SQUARE, [(60, 60), (180, 60), (180, 180), (60, 180)]),
+    "O": [
+        [(120 + radius * np.cos(turn), 120 + radius * np.sin(turn)) for turn in np.linspace(0, 2 * np.pi, 60)]
+        for radius in (100, 50)
+    ],
+    "U": (SQUARE, [(90, 20), (150, 20), (150, 120), (90, 120)]),
+    "I": (SQUARE, [(0, 0), (1, 0), (1, 1)]),
+}
+
+
+@pytest.mark.parametrize("outline, hole", BOLD.values(), ids=BOLD)
+def test_a_bold_character_is_no_paper(outline, hole):
+    picture = Image.new("L", (240, 240), 255)
+    ImageDraw.Draw(picture).polygon(outline, fill=0)
+    ImageDraw.Draw(picture).polygon(hole, fill=255)
+    brightness = pictures.open_picture(picture)
+    assert pictures.ink_of(brightness)[brightness == 0].mean() > 0.9
 
 
 def test_a_photo_is_turned_as_its_camera_says(tmp_path):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
+from skimage import measure
 from skimage.filters import threshold_otsu
 
 from emnist_jax.errors import UserError, first_line
@@ -29,6 +31,11 @@ _LEAST_CONTRAST = 0.06
 _LEAST_SEPARATION = 4.0
 # Of the ink's strength, below which a pixel is background: smears, noise, JPEG's ringing.
 _FAINT = 0.2
+# A sheet of paper covers this much of the picture. Of its convex hull, this much is without ink, unlike a 0 that has
+# corners, and this much lies inside of its outline, unlike an H.
+_LEAST_PAPER, _LEAST_COVERED, _LEAST_FILLED = 0.05, 0.65, 0.9
+# If the picture cuts it off, it has more than four corners. Its sides bend by this much of their length.
+_MOST_CORNERS, _CROOKED = 6, 0.03
 
 
 def open_picture(picture: Picture) -> np.ndarray:
@@ -107,7 +114,7 @@ def _brightness(image: Image.Image) -> np.ndarray:
 def ink_of(brightness: np.ndarray) -> np.ndarray:
     """Tells ink from its background, whichever of them is darker.
 
-    The background's brightness is a quadratic surface, as of a lamp beside the paper, fitted to what is not ink.
+    If what stands out is a sheet of paper with holes, as on a table, the ink is what stands out on the paper.
 
     Args:
       brightness: float `[H, W]` in 0 to 1.
@@ -115,19 +122,58 @@ def ink_of(brightness: np.ndarray) -> np.ndarray:
     Returns:
       float32 `[H, W]`: 0 where there is no ink, 1 where there is, between them at edges. All 0 if there is none.
     """
-    height, width = brightness.shape
-    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
-    surface = np.stack([np.ones_like(y), y, x, y * y, x * y, x * x], -1).reshape(-1, 6)
-    values = brightness.reshape(-1).astype(np.float64)
-    thin = slice(None, None, max(values.size // 20_000, 1))
-    band = max(round(0.05 * min(height, width)), 1)
+    band = max(round(0.05 * min(brightness.shape)), 1)
     border = np.ones_like(brightness, bool)
     border[band:-band, band:-band] = False
-    background = np.full_like(values, np.median(brightness[border]))
+    ink = _ink_within(np.ones_like(border), brightness, np.median(brightness[border]))
+    paper = _paper(ink)
+    if paper is None:
+        return ink
+    on_paper = _ink_within(paper, brightness, np.median(brightness[paper]))
+    return on_paper if on_paper.any() else ink
+
+
+def _paper(ink: np.ndarray) -> np.ndarray | None:
+    """Returns where the largest piece of ink is, bool `[H, W]`, if it is a sheet of paper with holes, and else None."""
+    labels = measure.label(ink > 0.5)
+    sizes = np.bincount(labels.reshape(-1))[1:]
+    if not sizes.size or sizes.max() < _LEAST_PAPER * ink.size:
+        return None
+    (largest,) = measure.regionprops((labels == 1 + sizes.argmax()).astype(np.uint8))
+    area = largest.area_convex
+    if largest.area < _LEAST_COVERED * area or largest.area_filled < _LEAST_FILLED * area:
+        return None
+    (outline,) = measure.find_contours(np.pad(largest.image_convex, 1), 0.5)
+    first = np.abs(outline - outline.mean(0)).sum(1).argmax()  # a corner
+    outline = np.concatenate([outline[first:-1], outline[: first + 1]])
+    if len(measure.approximate_polygon(outline, _CROOKED * np.sqrt(area))) > 1 + _MOST_CORNERS:
+        return None
+    paper = np.zeros_like(ink, bool)
+    paper[largest.slice] = largest.image_convex
+    return ndimage.binary_erosion(paper, iterations=max(round(0.01 * min(ink.shape)), 2), border_value=1)
+
+
+def _ink_within(mask: np.ndarray, brightness: np.ndarray, background: float) -> np.ndarray:
+    """Returns the ink of a part of a picture, 0 elsewhere.
+
+    The background's brightness is a quadratic surface, as of a lamp beside the paper, fitted to what is not ink.
+
+    Args:
+      mask: bool `[H, W]`, the part.
+      brightness: float `[H, W]`.
+      background: A first guess of the background's brightness.
+    """
+    height, width = brightness.shape
+    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    y, x, values = y[mask], x[mask], brightness[mask].astype(np.float64)
+    surface = np.stack([np.ones_like(y), y, x, y * y, x * y, x * x], -1)
+    thin = slice(None, None, max(values.size // 20_000, 1))
+    background = np.full_like(values, background)
+    ink = np.zeros_like(brightness, np.float32)
     for terms in (1, 3, 6, 6):
         difference = np.abs(values - background)
         if difference.max() < _LEAST_CONTRAST:
-            return np.zeros_like(brightness, np.float32)
+            return ink
         paper = (difference <= _otsu(difference))[thin]
         if paper.mean() < 0.3:  # too little to fit a surface to
             break
@@ -138,11 +184,11 @@ def ink_of(brightness: np.ndarray) -> np.ndarray:
     strength = np.maximum(difference * np.sign(difference[is_ink].sum()), 0)
     is_ink = strength > _otsu(strength) if strength.max() else np.zeros_like(is_ink)
     if not is_ink.any() or is_ink.all():
-        return np.zeros_like(brightness, np.float32)
+        return ink
     level, noise = np.median(strength[is_ink]), strength[~is_ink].std()
-    if level < max(_LEAST_CONTRAST, _LEAST_SEPARATION * noise):
-        return np.zeros_like(brightness, np.float32)
-    return np.clip((strength / level - _FAINT) / (1 - _FAINT), 0, 1).reshape(brightness.shape).astype(np.float32)
+    if level >= max(_LEAST_CONTRAST, _LEAST_SEPARATION * noise):
+        ink[mask] = np.clip((strength / level - _FAINT) / (1 - _FAINT), 0, 1)
+    return ink
 
 
 def _otsu(values: np.ndarray) -> float:
