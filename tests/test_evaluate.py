@@ -199,9 +199,43 @@ def test_the_page_says_first_what_to_know(arguments, text):
 
 
 def test_a_row_of_the_confusion_matrix_is_a_true_class():
-    figure = DRAW(np.array([0, 0, 1]), np.array([0, 2, 1]), ("a", "b", "c"), "")
-    fractions = figure.axes[0].images[0].get_array()
-    np.testing.assert_array_equal(fractions, [[0.5, 0, 0.5], [0, 1, 0], [0, 0, 0]])
+    axes = DRAW(np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0]]), ("a", "b", "c"), "").axes[0]
+    np.testing.assert_array_equal(axes.images[0].get_array(), [[0.5, 0, 0.5], [0, 1, 0], [0, 0, 0]])
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("true", "predicted")
+
+
+def test_the_pages_confusions_are_those_that_were_counted(examination):
+    axes = examination_report._confusions(examination).axes[0]
+    np.testing.assert_allclose(axes.images[0].get_array(), np.array(examination.confusions) / 3)
+    written = {(text.get_position(), int(text.get_text())) for text in axes.texts}
+    assert written == {((j, i), n) for (i, j), n in np.ndenumerate(examination.confusions) if n}
+
+
+def test_calibration_is_drawn_as_accuracy_over_confidence(examination):
+    above, below = examination_report._reliability(examination).axes
+    bins = [b for b in examination.calibration.bins if b.images]
+    assert above.lines[1].get_xydata().tolist() == [[b.confidence, b.accuracy] for b in bins]
+    heights = {round(bar.get_x(), 6): bar.get_height() for bar in below.patches}
+    assert heights == {round(b.low, 6): b.images for b in examination.calibration.bins}
+
+
+def test_corruptions_are_drawn_as_they_were_measured(examination):
+    axes = examination_report._corruptions(examination).axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    drawn = {names[int(y)]: x for x, y in (line.get_xydata()[0] for line in axes.lines[1:])}
+    assert drawn == {c.title: 100 * c.accuracy.fraction for c in examination.corrupted}
+
+
+def test_compared_curves_and_costs_are_those_of_the_runs(tmp_path):
+    folders = [write_run(tmp_path / "a", 0.75), write_run(tmp_path / "b", 0.5, False)]
+    runs = comparison_report.read(list(map(str, folders)), "test")
+    figure = comparison_report._curves(runs)
+    error, loss = figure.axes
+    assert [line.get_ydata().tolist() for line in error.lines] == [[25.0], []]
+    assert [line.get_ydata().tolist() for line in loss.lines] == [[1.0], [1.0], [], [1.0]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["1: a", "2: b"]
+    axes = comparison_report._scatter(runs, lambda result: result["trainable_parameters"], "", "test").axes[0]
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[7, 75]], [[7, 50]]]
 
 
 def test_how_to_find_out_what_leaked():
@@ -290,7 +324,7 @@ def write_run(folder: Path, top1: float = 0.5, validation: bool = True, **config
     changed.update_from_flattened_dict(config)
     epoch = {"epoch": 1.0, "train": {"loss": 1.0}} | ({"validation": measured} if validation else {})
     result = {
-        **{"model": "m", "dataset": "mnist", "dataset_sha256": "a", "synthetic": False, "parameters": 7},
+        **{"model": "m", "dataset": "mnist", "dataset_sha256": "a", "synthetic": False, "trainable_parameters": 7},
         **{"epochs": 1.0, "train_seconds": 60.0, "device": "CPU", "commit": "c", "config": changed.to_dict()},
         **{"history": [epoch], "test": measured, "validation": measured if validation else None},
     }

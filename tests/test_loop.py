@@ -161,10 +161,14 @@ def test_early_stopping_ends_a_run_whose_validation_loss_does_not_fall(tmp_path,
     assert "early stopping" in (tmp_path / "log.txt").read_text()
 
 
-def test_steps_override_epochs_and_the_last_epoch_may_be_short(tmp_path):
+def test_steps_override_epochs_and_the_last_epoch_may_be_short(tmp_path, monkeypatch):
+    confusions = []
+    monkeypatch.setattr(loop.figures, "confusion_figure", lambda counts, *_: confusions.append(counts))
     config = make_config(**{"training.steps": 13, "training.select": "last", "schedule.name": "cosine"})
     result = loop.train_and_evaluate(config, tmp_path)
     assert (result["step"], result["epochs"]) == (13, 1.3)
+    assert confusions[0].sum(1).tolist() == [5] * 10  # test images of each class
+    assert confusions[0].trace() == round(50 * result["test"]["top1"])
     # The rates of the epochs' last steps, 9 and 12 of 0 to 12.
     rates = [0.02 * (1 + math.cos(math.pi * step / 13)) / 2 for step in (9, 12)]
     assert [epoch["learning_rate"] for epoch in result["history"]] == pytest.approx(rates, rel=1e-5)

@@ -170,10 +170,10 @@ def _curves(runs: Sequence[ComparedRun]) -> Figure:
         validated = [epoch for epoch in history if "validation" in epoch]
         errors = [100 * (1 - epoch["validation"]["top1"]) for epoch in validated]
         epochs = [epoch["epoch"] for epoch in validated]
-        above.plot(epochs, errors, color=f"C{i}", label=f"{i + 1}: {run.name}", marker="o", markersize=2.5)
+        above.plot(epochs, errors, color=f"C{i}", marker="o", markersize=2.5)
         below.plot(epochs, [epoch["validation"]["loss"] for epoch in validated], color=f"C{i}")
         trained = [epoch["epoch"] for epoch in history], [epoch["train"]["loss"] for epoch in history]
-        below.plot(*trained, "--", color=f"C{i}", alpha=0.6)
+        below.plot(*trained, "--", color=f"C{i}", alpha=0.6, label=f"{i + 1}: {run.name}")
     some_error = any(max(line.get_ydata(), default=0) > 0 for line in above.lines)
     above.set(ylabel="validation error, %")
     below.set(ylabel="loss", xlabel="epoch", yscale="log")

@@ -204,10 +204,9 @@ def _temperature_note(subject: Subject, examination: Examination) -> str:
 
 def _confusions(examination: Examination) -> Figure:
     counts = examination.confusions
-    labels, predictions = np.repeat(np.indices(counts.shape).reshape(2, -1), counts.ravel(), axis=1)
     names = tuple(score.name for score in examination.classes)
     with matplotlib.rc_context({"axes.grid": False}):
-        figure = figures.confusion_figure(labels, predictions, names, "")
+        figure = figures.confusion_figure(counts, names, "")
     if len(names) <= _MOST_CLASSES_WITH_COUNTS:
         for true, predicted in np.argwhere(counts):
             color = "black" if true == predicted else "white"

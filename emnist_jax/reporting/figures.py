@@ -39,10 +39,15 @@ def images_figure(images: np.ndarray, names: list[str], title: str) -> Figure:
     return figure
 
 
-def confusion_figure(labels: np.ndarray, predictions: np.ndarray, class_names: tuple[str, ...], title: str) -> Figure:
-    """Draws the confusion matrix, each row as fractions of its true class; no more than 100 classes are named."""
+def confusion_figure(counts: np.ndarray, class_names: tuple[str, ...], title: str) -> Figure:
+    """Draws the confusion matrix, each row as fractions of its true class; no more than 100 classes are named.
+
+    Args:
+      counts: Images by true class (row) and predicted class (column): int `[num_classes, num_classes]`.
+      class_names: Of each class.
+      title: Above it.
+    """
     classes = len(class_names)
-    counts = np.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes)
     fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = 3 + 0.16 * min(classes, _MOST_NAMED)
     figure = Figure(figsize=(size, size), layout="constrained")

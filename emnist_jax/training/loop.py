@@ -419,8 +419,10 @@ class Training:
         scores = {f"{of}/{name}": measured[name] for name in ("top1", "top5")}
         self.tensorboard.scalars({f"{of}/loss": measured["loss"], **scores}, last_step)
         if predictions is not None:
-            title = f"{run.config.model.name} on {run.dataset_label}, test"
-            figure = figures.confusion_figure(run.dataset.test.labels, predictions, run.dataset.class_names, title)
+            title, class_names = f"{run.config.model.name} on {run.dataset_label}, test", run.dataset.class_names
+            counts = np.zeros((len(class_names),) * 2, int)
+            np.add.at(counts, (run.dataset.test.labels, predictions), 1)
+            figure = figures.confusion_figure(counts, class_names, title)
             self.tensorboard.figure("confusion_matrix", figure, last_step)
         self.tensorboard.hyper_parameters(run.config.to_dict(), scores)
         if hosts.is_first():
