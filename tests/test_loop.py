@@ -22,7 +22,7 @@ def test_a_run_writes_what_it_found(finished):
     workdir, result = finished
     assert json.loads((workdir / "result.json").read_text()) == result
     assert json.loads((workdir / "config.json").read_text())["model"]["name"] == "tiny"
-    assert result["parameters"] == 322
+    assert (result["parameters"], result["trainable_parameters"]) == (322, 306)
     assert result["test"]["examples"] == 50
     assert result["validation"]["examples"] == 40
     assert result["epochs"] == 3
@@ -96,7 +96,7 @@ def test_a_finished_run_prints_its_result_again(finished, capsys):
     assert loop.train_and_evaluate(make_config(), workdir) == result
     assert (workdir / "checkpoints").stat().st_mtime_ns == changed
     printed = capsys.readouterr().out
-    assert re.search(r"parameters\W+322\b", printed) and f"tensorboard --logdir {workdir}" in printed.replace("\n", "")
+    assert re.search(r"parameters\W+306\b", printed) and f"tensorboard --logdir {workdir}" in printed.replace("\n", "")
 
 
 def stop_after(monkeypatch, epochs: int):
