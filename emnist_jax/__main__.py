@@ -6,7 +6,12 @@ from pathlib import Path
 
 from emnist_jax.command_line import COMMANDS
 
-for name in COMMANDS:
+
+def _purpose(name: str) -> str:
+    """Returns the beginning of a command's docstring, without importing what the command needs."""
     docstring = ast.get_docstring(ast.parse(Path(__file__).with_name(f"{name}.py").read_text()))
-    print(f"python -m emnist_jax.{name:<10} {re.match('[^:`.]+', docstring)[0]}")
-print("\nEach says more with --help.")
+    return re.match("[^:`.]+", docstring)[0]
+
+
+lines = [f"python -m emnist_jax.{name:<10} {_purpose(name)}" for name in COMMANDS]
+print("\n".join([*lines, "", "Each says more with --help."]))
