@@ -128,7 +128,10 @@ def markdown(
         by_device = training_minutes(found)
         several = len(by_device) > 1
         line.append("; ".join(f"{minutes:.2g}" + f" ({device})" * several for device, minutes in by_device.items()))
-        line.append("; ".join(sorted({f"{result['device']}, {result['commit']}" for result in found})))
+        commits = {result["device"]: set() for result in found}
+        for result in found:
+            commits[result["device"]].update(result["commit"].split(", "))
+        line.append("; ".join(f"{device}, {', '.join(sorted(of_device))}" for device, of_device in commits.items()))
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
