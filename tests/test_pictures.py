@@ -1,5 +1,6 @@
 """Pictures as people make them: their ink, their characters, and the images that networks see."""
 
+import contextlib
 import os
 
 import numpy as np
@@ -303,6 +304,62 @@ def test_a_file_that_is_no_picture_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "MOST_PIXELS", 1000)
     with pytest.raises(UserError, match="are more than 1,000 pixels"):
         pictures.open_picture(tmp_path / "bomb.png")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (2, 2), (5, 7), (20, 20)], ids=str)
+def test_pictures_of_a_few_pixels_are_read_or_refused(shape):
+    rng = np.random.default_rng(0)
+    for share in np.linspace(0, 1, 20):
+        ink = pictures.ink_of((rng.random(shape) < share).astype(np.float32))
+        for cut in (characters.characters, characters.one_character):
+            with contextlib.suppress(UserError):
+                cut(ink, "emnist")
+
+
+def line_drawing(*strokes: list, width: int = 10) -> Image.Image:
+    """Draws strokes, of which all but the first may have another width."""
+    page = Image.new("L", (600, 300), 255)
+    for i, points in enumerate(strokes):
+        ImageDraw.Draw(page).line(points, fill=0, width=width if i else 10)
+    return page
+
+
+BAR = [(100, 100), (100, 200)]
+
+
+def test_only_what_is_near_a_character_joins_it():
+    (alone,) = read_boxes(line_drawing(BAR))
+    for far_or_speck in ([(300, 100), (300, 120)], [(112, 150), (113, 150)]):
+        (character,) = read_boxes(line_drawing(BAR, far_or_speck, width=4))
+        assert character.box == alone.box
+    for near, edge in (([(100, 70), (100, 85)], 0), ([(118, 110), (118, 140)], 3)):
+        (character,) = read_boxes(line_drawing(BAR, near))
+        assert [i for i in range(4) if abs(character.box[i] - alone.box[i]) > 5] == [edge]
+
+
+def test_a_character_that_reaches_below_its_line_stays_in_it():
+    lower = [(200, 150), (200, 250)]
+    lines = [character.line for character in read_boxes(line_drawing(BAR, lower))]
+    assert lines == [0, 0]
+    lines = [character.line for character in read_boxes(line_drawing(BAR, [(200, 185), (200, 285)]))]
+    assert lines == [0, 1]
+
+
+def test_ink_of_a_neighbour_in_the_box_of_a_character_is_left_out():
+    slanting = [(100, 200), (200, 100)], [(175, 200), (275, 100)]
+    images = [character.image for character in read_boxes(line_drawing(*slanting))]
+    (alone,) = (character.image for character in read_boxes(line_drawing(slanting[0])))
+    assert len(images) == 2 and similarity(images[0], alone) > 0.99
+
+
+def test_frames_within_frames_go():
+    picture = drawing()
+    for margin in (4, 14, 24):
+        corners = (margin, margin, picture.width - 1 - margin, picture.height - 1 - margin)
+        ImageDraw.Draw(picture).rectangle(corners, outline=0, width=3)
+    (character,) = read_boxes(picture)
+    assert similarity(character.image, CLEAN) > 0.96
 
 
 def test_more_pieces_than_any_text_has_are_refused():

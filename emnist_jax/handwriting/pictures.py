@@ -143,14 +143,15 @@ def _paper(ink: np.ndarray) -> np.ndarray | None:
     area = largest.area_convex
     if largest.area < _LEAST_COVERED * area or largest.area_filled < _LEAST_FILLED * area:
         return None
-    (outline,) = measure.find_contours(np.pad(largest.image_convex, 1), 0.5)
+    outline = max(measure.find_contours(np.pad(largest.image_convex, 1), 0.5), key=len)
     first = np.abs(outline - outline.mean(0)).sum(1).argmax()  # a corner
     outline = np.concatenate([outline[first:-1], outline[: first + 1]])
     if len(measure.approximate_polygon(outline, _CROOKED * np.sqrt(area))) > 1 + _MOST_CORNERS:
         return None
     paper = np.zeros_like(ink, bool)
     paper[largest.slice] = largest.image_convex
-    return ndimage.binary_erosion(paper, iterations=max(round(0.01 * min(ink.shape)), 2), border_value=1)
+    paper = ndimage.binary_erosion(paper, iterations=max(round(0.01 * min(ink.shape)), 2), border_value=1)
+    return paper if paper.any() else None
 
 
 def _ink_within(mask: np.ndarray, brightness: np.ndarray, background: float) -> np.ndarray:
