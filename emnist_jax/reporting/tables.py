@@ -131,7 +131,9 @@ def markdown(
         commits = {result["device"]: set() for result in found}
         for result in found:
             commits[result["device"]].update(result["commit"].split(", "))
-        line.append("; ".join(f"{device}, {', '.join(sorted(of_device))}" for device, of_device in commits.items()))
+        line.append(
+            "; ".join(f"{device}, {', '.join(sorted(of_device))}" for device, of_device in sorted(commits.items()))
+        )
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
