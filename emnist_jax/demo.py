@@ -48,7 +48,8 @@ def main() -> None:
         raise UserError("--host is empty: pass 127.0.0.1, or 0.0.0.0 for other computers, too")
     listener = listen(_HOST.value, _PORT.value)
 
-    from emnist_jax.inference import classifier, server
+    from emnist_jax.inference import classifier
+    from emnist_jax.serving import server
 
     network = classifier.load(_NETWORK())
     with Console(stderr=True).status("Compiling the network ..."):

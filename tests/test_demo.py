@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageOps
 from werkzeug.test import Client
 
 from emnist_jax import demo, errors
-from emnist_jax.inference import classifier, server
+from emnist_jax.inference import classifier
+from emnist_jax.serving import server
 from processes import run
 
 # Points as fractions of a square.

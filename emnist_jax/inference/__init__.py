@@ -1,1 +1,1 @@
-"""A trained network: load it, ask it, examine it, export it, serve it."""
+"""A trained network: load it, ask it, examine it, export it."""
