@@ -4,6 +4,7 @@ An experiment file calls `base()` and sets only what differs. `None` means "the 
 own, published value".
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import ml_collections
@@ -12,6 +13,25 @@ from ml_collections.config_dict import placeholder
 from emnist_jax.errors import UserError, unknown
 
 ConfigDict = ml_collections.ConfigDict
+
+_ADAM = ("adam", "adamax", "nadam", "adamw")
+# Key that not all optimizers or schedules read -> those that do.
+READ_BY = {
+    "optimizer.momentum": ("momentum", "nesterov", "muon"),
+    "optimizer.beta1": _ADAM,
+    "optimizer.beta2": _ADAM,
+    "optimizer.epsilon": (*_ADAM, "rmsprop"),
+    "schedule.warmup_epochs": ("cosine",),
+    "schedule.step_epochs": ("step",),
+    "schedule.factor": ("step", "plateau"),
+    "schedule.patience_epochs": ("plateau",),
+    "schedule.min_delta": ("plateau",),
+    "schedule.relative_delta": ("plateau",),
+    "schedule.min_learning_rate": ("plateau",),
+    "schedule.warmup_fraction": ("onecycle",),
+    "schedule.initial_divisor": ("onecycle",),
+    "schedule.final_divisor": ("onecycle",),
+}
 
 
 def base() -> ConfigDict:
@@ -197,6 +217,18 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             "config.training.pruned_fraction prunes trained weights: set config.init_from to a finished run"
         )
+
+
+def check_read(config: ConfigDict, keys: Iterable[str]) -> None:
+    """Raises UserError for the first of the dotted keys that the config's optimizer or schedule does not read."""
+    for key in keys:
+        section = key.partition(".")[0]
+        readers = READ_BY.get(key, ())
+        if readers and config[section].name not in readers:
+            raise UserError(
+                f"config.{key} has no effect with config.{section}.name={config[section].name}, "
+                f"but with {', '.join(readers)}"
+            )
 
 
 def row(
