@@ -49,6 +49,8 @@ def main() -> None:
 
     from emnist_jax.reporting import tables
 
+    if not Path("results").is_dir():
+        raise UserError("there is no folder results/ here: run it in the repository's folder")
     jax.config.update("jax_platforms", "cpu")  # it counts parameters: a GPU is left to a training
     results = tables.read(Path("results"))
     sweeps = {name: read_sweep(sweep) for name, sweep in SWEEPS.items()}

@@ -37,6 +37,12 @@ def result_of(seed: int, top1: float) -> dict:
     }
 
 
+def test_another_folder_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="in the repository's folder"):
+        results.main()
+
+
 def test_the_repository_holds_what_its_tables_say():
     # CI's `results --check` compares each file with its row, too.
     sweeps = {name: read_sweep(f"{ROOT}/{sweep}") for name, sweep in results.SWEEPS.items()}
