@@ -149,9 +149,11 @@ def test_a_picture_has_ten_megabytes_at_most(client):
 def test_only_what_the_page_needs_is_answered(client, method, path, status):
     response = client.open(path, method=method)
     assert response.status_code == status
-    # No script from elsewhere, and in no frame.
+    # No script from elsewhere, in no frame, and no part of another page.
     assert response.headers["Content-Security-Policy"].startswith("default-src 'self';")
     assert "frame-ancestors 'none'" in response.headers["Content-Security-Policy"]
+    assert response.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
 def test_the_files_that_the_page_names_are_there_and_name_no_other_host(client):

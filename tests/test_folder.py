@@ -387,6 +387,7 @@ def finished_folder(tmp_path_factory, built_once):
 def test_a_run_on_two_classes(finished_folder):
     _, workdir, result = finished_folder
     assert (result["dataset"], result["synthetic"], result["leaked"]) == ("folder", False, False)
+    assert result["config"]["dataset"]["data_dir"] is None, "another folder is no other experiment"
     assert result["class_names"] == ["$\\x$", "あ"]
     assert (result["test"]["examples"], result["validation"]["examples"], result["test"]["top5"]) == (4, 4, 1)
 

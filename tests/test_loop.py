@@ -104,6 +104,7 @@ def stop_after(monkeypatch, epochs: int):
     save = checkpoints.Checkpoints.save
 
     def save_and_stop(self, state, record):
+        record.compile_seconds = 1000.0
         save(self, state, record)
         if len(record.epochs) == epochs:
             raise KeyboardInterrupt
@@ -125,6 +126,7 @@ def test_the_best_epoch_is_tested_also_after_a_stop(tmp_path, monkeypatch, stopp
     result = loop.train_and_evaluate(config, tmp_path)
     assert (result["step"], result["epochs"]) == (20, 5)
     assert result["validation"]["top1"] == 0.9
+    assert (result["compile_seconds"] > 1000) == (stopped_after > 0), "that of all starts counts"
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [20, 40, 50]
 
 

@@ -353,6 +353,22 @@ def test_ink_of_a_neighbour_in_the_box_of_a_character_is_left_out():
     assert len(images) == 2 and similarity(images[0], alone) > 0.99
 
 
+@pytest.mark.parametrize("rise", [-12, 0, 12])
+def test_a_line_under_a_word_goes(rise):
+    page = printed("24 135\n678")
+    boxes = [character.box for character in read_boxes(page)]
+    ImageDraw.Draw(page).line([(90, 170), (200, 172 + rise // 2), (420, 170 + rise)], fill=0, width=6)
+    assert [character.box for character in read_boxes(page)] == boxes
+
+
+def test_what_is_under_one_stroke_or_more_than_a_stroke_high_stays():
+    (character,) = read_boxes(line_drawing(BAR, [(60, 212), (140, 212)]))
+    assert character.box[2] > 210, "the foot of a 1"
+    page = line_drawing(BAR, [(200, 100), (200, 200)])
+    ImageDraw.Draw(page).ellipse((60, 215, 340, 255), outline=0, width=6)
+    assert max(character.box[2] for character in read_boxes(page)) > 250
+
+
 def test_frames_within_frames_go():
     picture = drawing()
     for margin in (4, 14, 24):

@@ -130,7 +130,7 @@ def characters(ink: np.ndarray, style: str) -> list[Character]:
 
 
 def _parts(ink: np.ndarray) -> tuple[np.ndarray, list[_Part]]:
-    """Returns the connected pieces of ink, and each pixel's label; without specks, frames and the picture's edges."""
+    """Returns the connected pieces of ink, and each pixel's label, without specks, frames, rules and the table."""
     labels = measure.label(ink > 0.5, connectivity=2)
     boxes = enumerate(ndimage.find_objects(labels), 1)
     parts = [_Part([label], y.start, x.start, y.stop, x.stop) for label, (y, x) in boxes]
@@ -142,6 +142,9 @@ def _parts(ink: np.ndarray) -> tuple[np.ndarray, list[_Part]]:
         beside = any(other.height >= 0.15 * len(ink) for other in others)
         if framed and _is_frame(labels, part) or beside and _is_edge(labels, part):
             parts = others
+    for part in sorted(parts, key=lambda part: -part.width)[:_MOST_FRAMES]:
+        if _is_rule(labels, part, parts):
+            parts.remove(part)
     most = max(part.length for part in parts)
     parts = [part for part in parts if part.length >= _SPECK * most]
     return labels, parts
@@ -159,6 +162,23 @@ def _is_edge(labels: np.ndarray, part: _Part) -> bool:
     """Tells whether a piece is the table beside the paper: it runs along a side of the picture."""
     sides = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
     return max((side == part.labels[0]).mean() for side in sides) > 0.5
+
+
+def _is_rule(labels: np.ndarray, part: _Part, parts: list[_Part]) -> bool:
+    """Tells whether a piece is a line drawn under others: long, flat, one stroke high, and two of them stand on it."""
+    if part.height > 0.15 * part.width:
+        return False
+    cut = labels[part.top : part.bottom, part.left : part.right] == part.labels[0]
+    strokes = np.diff(cut.astype(np.int8), axis=0, prepend=0).clip(0).sum(0)
+    thickness = cut.sum(0).mean()
+    above = [
+        other
+        for other in parts
+        if other.height > 2 * thickness
+        and part.left <= (other.left + other.right) / 2 <= part.right
+        and (other.top + other.bottom) / 2 < part.top
+    ]
+    return strokes.mean() < 1.1 and len(above) > 1
 
 
 def _merged(parts: list[_Part]) -> _Part:
