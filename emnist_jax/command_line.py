@@ -19,7 +19,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from emnist_jax.config import ConfigDict, base, check_read, experiment_name
+from emnist_jax.config import ConfigDict, base, experiment_name
 from emnist_jax.errors import Stopped, UserError, first_line, unknown
 from emnist_jax.training import signals
 
@@ -204,8 +204,6 @@ def parse(
             # An experiment file may return anything.
             flag_values.config = base()
             flag_values.config.update(given.to_dict())
-            # What the experiment file sets may be for an optimizer or a schedule that an override has replaced.
-            check_read(flag_values.config, config_flags.get_override_values(flag_values["config"]))
         return rest
     except OSError as error:
         # ml_collections: "Failed loading config file NAME\n  Attempted ...\n [Errno 2] ... : 'path'".

@@ -5,8 +5,10 @@ import os
 from pathlib import Path
 
 from absl import flags
+from ml_collections import config_flags
 
 from emnist_jax import command_line
+from emnist_jax.config import check_read
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; default: runs/NAME_OF_THE_CONFIG", allow_override=True
@@ -20,6 +22,8 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one i
 
 
 def main(config) -> None:
+    # What the experiment file sets may be for an optimizer or a schedule that an override has replaced.
+    check_read(config, config_flags.get_override_values(flags.FLAGS["config"]))
     # Imported late: flag errors should not wait for it.
     from emnist_jax.errors import UserError
     from emnist_jax.training import hosts, loop

@@ -108,11 +108,6 @@ def check_overrides(experiment: Path, *arguments: str):
     return run
 
 
-def with_reader(key: str) -> list[str]:
-    """Returns the override of the optimizer or the schedule that reads a key, if not all do."""
-    return [f"--config.{key.partition('.')[0]}.name={name}" for name in config.READ_BY.get(key, ())[:1]]
-
-
 def random_overrides(rng: random.Random) -> list[str]:
     arguments = []
     for _ in range(rng.choice((1, 2, 3, 6))):
@@ -130,8 +125,6 @@ def random_overrides(rng: random.Random) -> list[str]:
             key = mutated(rng, key.encode()).decode(errors="replace")
         if not rng.randrange(20):
             value = mutated(rng, value.encode(errors="replace")).decode(errors="replace")
-        if rng.randrange(4):
-            arguments += with_reader(key)
         form = rng.randrange(8)
         if form == 0:
             arguments += [f"--config.{key}", value]
@@ -146,11 +139,11 @@ def test_every_key_with_values_of_every_sort(experiment, key):
     # Of the others a fourth: keys of one type read alike, and the fuzz test draws all.
     values = [*PLAIN, *rest[KEYS.index(key) % 4 :: 4]] if key in KEYS else ("", "1", "{}", "é")
     for value in values:
-        run = check_overrides(experiment, f"--config.{key}={value}", *with_reader(key))
+        run = check_overrides(experiment, f"--config.{key}={value}")
         if key in WRONG_KEYS:
             assert isinstance(run, errors.UserError)
     for arguments in ((f"--config.{key}",), (f"--noconfig.{key}",), (f"--config.{key}", "--config.seed=1")):
-        check_overrides(experiment, *arguments, *with_reader(key))
+        check_overrides(experiment, *arguments)
 
 
 @repeated(150)
@@ -174,11 +167,6 @@ def test_combinations_of_overrides(experiment, rng):
         (["--config.dataset.train_per_class=20001"], "20,000"),
         (["--config.optimizer.epsilon=0"], "config.optimizer.epsilon"),
         (["--config.optimizer.beta2=0.999999999"], "config.optimizer.beta2"),
-        (
-            ["--config.optimizer.name=adam", "--config.optimizer.momentum=0.5"],
-            "no effect with config.optimizer.name=adam",
-        ),
-        (["--config.schedule.warmup_epochs=2"], "no effect with config.schedule.name=constant, but with cosine"),
         (["--config.training.epochs=1e9"], "too many"),
         (["--config.training.steps_per_call=2147483648"], "config.training.steps_per_call"),
         (["--config.training.steps=None"], "invalid literal"),

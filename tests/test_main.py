@@ -177,6 +177,10 @@ def test_the_variants_of_the_densenet():
             marks=pytest.mark.slow,
         ),
         (("--config=configs/quickstart.py", "--confg=x"), "Did you mean: config"),
+        (
+            ("--config=configs/quickstart.py", "--config.optimizer.name=sgd", "--config.optimizer.momentum=0.5"),
+            "config.optimizer.momentum has no effect with config.optimizer.name=sgd, but with momentum, nesterov, muon",
+        ),
         pytest.param(
             ("--config=configs/quickstart.py", "--coordinator_address=localhost:99999"),
             "not HOST:PORT",
