@@ -66,13 +66,14 @@ def main() -> None:
             path.write_text(after)
     check_figures(Path("README.md").read_text(), results)
     for name in PLOTTED:
-        path = Path("docs", picture(name))
-        if not tables.has_plot(sweeps[name].rows, results):
+        path, elsewhere = Path("docs", picture(name)), ELSEWHERE if name == "mnist" else None
+        shown = tables.points(sweeps[name].rows, results)
+        if len(shown) < 2:
             continue
         if not _CHECK.value:
-            tables.plot(sweeps[name].rows, results, path, ELSEWHERE if name == "mnist" else None)
-        elif not path.exists():
-            raise UserError(f"{path} is missing: run `python -m emnist_jax.results`")
+            tables.plot(shown, path, elsewhere=elsewhere)
+        elif not tables.is_plot_of(path, shown, elsewhere):
+            raise UserError(f"{path} does not show what results/ says: run `python -m emnist_jax.results`")
     runs = sum(map(len, results.values()))
     print(f"{runs} runs of {len(results)} rows: {'as the tables say' if _CHECK.value else 'written'}")
 
@@ -85,7 +86,7 @@ def marked_tables(sweeps: dict[str, ConfigDict], results: dict[str, list[dict]],
     marked = {}
     for name, sweep in sweeps.items():
         marked[name] = tables.markdown(sweep.rows, results, sweep.split, with_bar=name == "mnist")
-        if name in PLOTTED and tables.has_plot(sweep.rows, results):
+        if name in PLOTTED and len(tables.points(sweep.rows, results)) > 1:
             marked[name] += f"\n\n![Error against parameters and against training time]({picture(name)})"
     marked["mnist headlines"] = tables.headlines(sweeps["mnist"].rows, results, HEADLINES)
     for name, command in SPEED.items():
@@ -122,10 +123,12 @@ def check_results(rows: list[dict], results: dict[str, list[dict]]) -> None:
     from emnist_jax.datasets import official
     from emnist_jax.environment import check_commit
     from emnist_jax.models.summary import summarize
+    from emnist_jax.reporting import tables
     from emnist_jax.sweep import check_config, experiment_of
     from emnist_jax.training.run import network
 
     known = {row["name"]: row for row in rows}
+    seeds = tables.seeds_of(rows)
     images = {}  # data set and size of its validation split -> a file, and the digest of its images
     for name, of_row in results.items():
         if name not in known:
@@ -133,6 +136,8 @@ def check_results(rows: list[dict], results: dict[str, list[dict]]) -> None:
         trainable = summarize(network(experiment_of(known[name], 0, []))).trainable
         for result in of_row:
             where = f"results/{name}/seed{result['seed']}.json"
+            if result["seed"] not in seeds[name]:
+                raise UserError(f"{where} has a seed that no row of this name asks for")
             check_config(where, known[name], result, [])
             if result["trainable_parameters"] != trainable:
                 raise UserError(f"{where} has {result['trainable_parameters']:,} parameters, its network {trainable:,}")
@@ -153,10 +158,10 @@ def check_figures(page: str, results: dict[str, list[dict]]) -> None:
     """Raises UserError for the first accuracy in a page's prose, such as 99.36 %, that no row of results has."""
     from emnist_jax.reporting import tables
 
-    tested = tables.tested(results)
+    tested = tables.measured_on("test", results)
     accuracies = {tables.mean_and_deviation([each["test"]["top1"] for each in found]) for found in tested.values()}
     known = {accuracy.partition(" ")[0] for accuracy in accuracies}
-    for figure in re.findall(r"(\d+\.\d\d) %", re.sub("`[^`]*`", "", page)):
+    for figure in re.findall(r"(\d+\.\d+) ?%", re.sub("`[^`]*`", "", page)):
         if figure not in known:
             raise UserError(f"the README says {figure} %, which no row of results/ has")
 

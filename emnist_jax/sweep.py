@@ -82,8 +82,9 @@ def main(sweep) -> None:
                 print(f"    {top1}{result['train_seconds']:.0f} s", flush=True)
     results = tables.read(results_folder) if results_folder else tables.read(workdir, "*/seed*/result.json")
     print(tables.markdown(sweep.rows, results, sweep.split, failures))
-    if tables.has_plot(sweep.rows, results) and sweep.split == "test":
-        tables.plot(sweep.rows, results, workdir / "sweep.png")
+    shown = tables.points(sweep.rows, results, sweep.split)
+    if len(shown) > 1:
+        tables.plot(shown, workdir / "sweep.png", sweep.split)
         print(f"accuracy against parameters and training time: {workdir / 'sweep.png'}")
     failed = [f"{name} {failure}" for name, of_row in failures.items() for failure in of_row]
     what_failed = f"{len(failed)} of {len(runs)} runs failed, first {failed[0]}" if failed else ""
@@ -128,6 +129,8 @@ def _search(sweep, workdir: Path) -> None:
     if _RESULTS.value or _SHARD.value != "0/1":
         raise UserError("a search takes no --results and no --shard: leave them out")
     experiment = experiment_of(sweep.rows[0], 0, _OVERRIDE.value)
+    if experiment.evaluation.test:
+        raise UserError("a search does not look at the test images: leave out --override=evaluation.test")
     if experiment.dataset.validation_examples == 0:
         raise UserError("a search needs validation images: set dataset.validation_examples in its row")
     started, programs = time.monotonic(), ({}, {})

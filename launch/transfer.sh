@@ -8,7 +8,19 @@ shift 2
 source=bymerge network=densenet.py
 if [[ $variant == 3 ]]; then source=byclass; fi
 if [[ $variant == 4 ]]; then network=densenet.py:layer_4_2; fi
-python -m emnist_jax.main --config="configs/densenet.py:pretrain_$variant" --workdir="$folder/pretrained" \
+stopped=0
+trap 'stopped=1 interrupted=1; kill -TERM $! 2>/dev/null || true' TERM INT HUP
+train() {
+  if ((stopped)); then exit 75; fi
+  python -m emnist_jax.main "$@" &
+  while true; do
+    interrupted=0 code=0
+    wait $! || code=$?
+    ((interrupted)) || return "$code" # a signal ends the waiting, not the training, which saves its state first
+  done
+}
+
+train --config="configs/densenet.py:pretrain_$variant" --workdir="$folder/pretrained" \
   --config.dataset.name="$sets/$source" --config.transfer.target="$sets/balanced" "$@"
-python -m emnist_jax.main --config="configs/$network" --workdir="$folder/fine_tuned" \
+train --config="configs/$network" --workdir="$folder/fine_tuned" \
   --config.dataset.name="$sets/balanced" --config.init_from="$folder/pretrained" "$@"

@@ -72,7 +72,7 @@ def check(command: str, config: pytest.Config) -> None:
         if "transfer.sh" in command:  # test_transfer.py runs it
             arguments = ["--config=configs/densenet.py", *arguments[2:]]
         if "all_results.sh" in command:  # test_sweep.py runs it
-            program, arguments = "sweep", ["--config=configs/sweeps/all.py", *arguments[1:]]
+            program, arguments = "sweep", ["--config=configs/sweeps/all.py", *arguments]
         values = parse(program, arguments)
         if program in ("main", "summary") and values.config:  # test_sweep.py builds all rows
             validate(values.config)

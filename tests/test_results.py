@@ -199,25 +199,106 @@ def test_an_accuracy_in_the_readme_needs_a_result():
         results.check_figures("It reads 98.51 % of them.", found)
 
 
-def test_what_was_not_tested_has_no_accuracy_but_that_of_validation(monkeypatch, tmp_path):
+def test_a_seed_that_no_row_asks_for_is_refused_and_does_not_count():
+    found = {"mnist_gap_v5": [result_of(0, 0.99), result_of(1, 0.98), result_of(2, 0.5)]}
+    with pytest.raises(UserError, match="mnist_gap_v5/seed2.json has a seed that no row"):
+        results.check_results([ROW], found)
+    for result in found["mnist_gap_v5"]:
+        result["test"]["examples"] = 10_000
+    assert "98.50 ± 0.71" in tables.headlines([ROW], found, 1)
+    assert tables.points([ROW], found)[0].error == pytest.approx(1.5)
+
+
+def test_a_plot_tells_what_it_shows(tmp_path):
+    results_of = {"mnist_gap_v5": [result_of(0, 0.99)]}
+    (point,) = tables.points([ROW], results_of)
+    assert point.reported == pytest.approx(0.56)
+    path = tmp_path / "plot.png"
+    assert not tables.is_plot_of(path, [point])
+    tables.plot([point], path, elsewhere={575: 98.0})
+    assert tables.is_plot_of(path, [point], {575: 98.0})
+    assert not tables.is_plot_of(path, [point], {576: 98.0})
+    others = tables.points([ROW], {"mnist_gap_v5": [result_of(0, 0.98)]})
+    assert not tables.is_plot_of(path, others, {575: 98.0})
+
+
+def test_points_of_the_validation_images_have_the_reported_figures_of_these():
+    result = result_of(0, 0.5) | {"validation": {"top1": 0.97, "examples": 10_000}}
+    rows = [{**ROW, "remark": remark} for remark in ("", "(validation)")]
+    for split, reported in (("test", (0.56, None)), ("validation", (None, 0.56))):
+        shown = [tables.points([row], {ROW["name"]: [result]}, split)[0].reported for row in rows]
+        assert shown == [each and pytest.approx(each) for each in reported]
+
+
+def flowing(page: str) -> str:
+    return " ".join((ROOT / page).read_text().split())
+
+
+def test_accuracies_in_prose_are_those_of_their_rows():
+    found = tables.read(ROOT / "results")
+
+    def of(name: str) -> str:
+        return f"{100 * np.mean([result['test']['top1'] for result in found[name]]):.2f} %"
+
+    densenet, lenet5 = of("densenet_fixed_pool_epochs_5"), of("lenet5_fixed_pool_epochs_5")
+    readme, page = flowing("README.md"), flowing("docs/results.md")
+    assert f"its DenseNet reads {densenet}, its LeNet-5 {lenet5} (5 epochs" in readme
+    assert f"ours {of('characters_pool')} (12;" in readme
+    assert f"After 5 epochs of one recipe of ours (`fixed`, one seed each), the DenseNet reads {densenet}" in page
+    assert f"of the test images and LeNet-5 {lenet5}," in page
+    assert (
+        f"LeNet-5 reads {of('lenet5_pool')} after 61 epochs, and its RBF form {of('lenet5_rbf_pool')} after 68" in page
+    )
+    assert [found[name][0]["epochs"] for name in ("lenet5_pool", "lenet5_rbf_pool", "characters_pool")] == [61, 68, 12]
+
+
+def test_what_a_leak_is_worth_is_what_its_file_says():
+    record = json.loads((ROOT / "results/leak/lenet5_pool.json").read_text())
+    for name, of_networks in record["right"].items():
+        percent = 100 * np.reshape(of_networks, (3, 2, 2)).sum(1) / record["images"]
+        by_seed = ", ".join(f"{seen - other:+.2f}" for seen, other in percent)
+        seen, other = percent.mean(0)
+        assert f"| {name.replace('_', '-')} | {seen:.2f} | {other:.2f} | {by_seed} |" in flowing("docs/data.md")
+
+
+@pytest.mark.parametrize(
+    ("folder", "header", "cells"),
+    [
+        (
+            "candidates_synthetic",
+            "| config | parameters | training loss, epoch 1 |",
+            lambda r: [f"{r['parameters']:,}", *(f"{epoch['train']['loss']:.2f}" for epoch in r["history"])],
+        ),
+        (
+            "candidates_one_change",
+            "| network | change | training top-1",
+            lambda r: [f"{100 * epoch['train']['top1']:.1f}" for epoch in r["history"][4::5]],
+        ),
+    ],
+)
+def test_the_candidates_figures_are_what_their_files_say(folder, header, cells):
+    files = [json.loads(path.read_text()) for path in (ROOT / "results" / folder).glob("*.json")]
+    said = [*map(cells, files)]
+    said = sorted([*row, f"{100 * file['test']['top1']:.1f}"] for row, file in zip(said, files, strict=True))
+    table = (ROOT / "docs/study.md").read_text().partition(header)[2].partition("\n\n")[0].splitlines()[2:]
+    shown = [[cell.strip(" %") for cell in line.strip("|").split("|")][-len(said[0]) :] for line in table]
+    assert sorted(shown) == said
+
+
+def test_what_was_not_tested_has_no_accuracy_but_that_of_validation():
     untested = result_of(0, 0.99) | {"test": None, "validation": {"top1": 0.97}}
     untested["config"]["evaluation"]["test"] = False
     found = {"mnist_gap_v5": [untested, result_of(1, 0.98)]}
     found["mnist_gap_v5"][1]["validation"] = {"top1": 0.97}
     with pytest.raises(UserError, match="evaluation.test was False, is True"):
         results.check_results([ROW], found)
-    results.check_results(
-        [row("configs/mnist_gap.py:v5", overrides={"evaluation.test": False}, name=ROW["name"])], found
-    )
+    results.check_results([row("configs/mnist_gap.py:v5", 2, {"evaluation.test": False}, ROW["name"])], found)
     assert "| 97.00 ± 0.00 | – | 2 of 2 |" in tables.markdown([ROW], found)
     assert len(tables.headlines([ROW], found, 1).split("\n")) == 2
-    figures = []
-    monkeypatch.setattr(tables.Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
     other = row("configs/mnist_gap.py:v4")
     found["mnist_gap_v4"] = [result_of(0, 0.98)]
     found["mnist_gap_v4"][0]["test"]["examples"] = 10_000
-    tables.plot([ROW, other], found, tmp_path / "plot.png")
-    assert len(figures[0].axes[0].containers) == 1
+    assert [point.name for point in tables.points([ROW, other], found)] == ["mnist_gap_v4"]
     with pytest.raises(UserError, match="says 97.00 %"):
         results.check_figures("It reads 97.00 % of them.", found)
 
@@ -236,7 +317,7 @@ def test_the_plot_shows_errors_against_parameters_and_minutes(monkeypatch, tmp_p
     monkeypatch.setattr(tables.Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
     result = result_of(0, 0.98) | {"trainable_parameters": 1_128_160}
     result["test"]["examples"] = 10_000
-    tables.plot([ROW], {"mnist_gap_v5": [result]}, tmp_path / "plot.png")
+    tables.plot(tables.points([ROW], {"mnist_gap_v5": [result]}), tmp_path / "plot.png")
     by_size, by_time = figures[0].axes
     np.testing.assert_allclose(by_size.containers[0].lines[0].get_xydata(), [[1_128_160, 2.0]])
     np.testing.assert_allclose(by_time.containers[0].lines[0].get_xydata(), [[0.5, 2.0]])  # 15 epochs of 2 seconds

@@ -200,7 +200,7 @@ def test_the_script_for_all_results_writes_the_tables_whatever_ends_a_sweep(tmp_
         "CUDA_VISIBLE_DEVICES": "2,3",
         "SECONDS_TO_RUN": "60" if stop else "0",
     }
-    command = [ROOT / "launch/all_results.sh", "30", "--override=dataset.data_dir=a"]
+    command = [ROOT / "launch/all_results.sh", "--minutes=30", "--override=dataset.data_dir=a"]
     process, calls = subprocess.Popen(command, env=environment), tmp_path / "python.calls"
     while stop and (not calls.exists() or calls.read_text().count("\n") < jobs):
         time.sleep(0.01)
@@ -324,7 +324,7 @@ def test_what_is_no_result_is_named(tmp_path):
     (tmp_path / "a/seed0.json").write_text("{}")
     with pytest.raises(UserError, match=r"a/seed0.json is no result of a run"):
         tables.read(tmp_path)
-    result = {"seed": 1, "test": {"top1": 0.5}, "config": {"seed": 1}, "history": []}
+    result = {"seed": 1, "test": {"top1": 0.5}, "config": {"seed": 1}, "history": [{}]}
     (tmp_path / "a/seed0.json").write_text(json.dumps(result))
     with pytest.raises(UserError, match=r"a/seed0.json holds the result of seed 1"):
         tables.read(tmp_path)

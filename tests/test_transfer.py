@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,22 @@ def test_the_launch_script_pretrains_and_fine_tunes(tmp_path):
     assert (before["dataset"], after["dataset"]) == ("synthetic/bymerge", "synthetic/balanced")
     assert before["model"] == after["model"] == "densenet_layer_4_2"
     assert before["shared_images"] is not None and after["leaked"] is False
+
+
+def test_a_signal_to_the_launch_script_stops_its_training(tmp_path):
+    python, calls = tmp_path / "python", tmp_path / "python.calls"
+    python.write_text(
+        "#!/usr/bin/env bash\ntrap 'kill %1; sleep 0.2; exit 75' TERM\necho $@ >>$0.calls\nsleep 60 &\nwait\n"
+    )
+    python.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    process = subprocess.Popen([ROOT / "launch/transfer.sh", "3", tmp_path], env=environment)
+    while not calls.exists():
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(timeout=30) == 75
+    (call,) = calls.read_text().splitlines()
+    assert "densenet.py:pretrain_3" in call and "dataset.name=emnist/byclass" in call
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """The rows of MNIST, EMNIST and the transfers, for one GPU: the first seed of all rows, then the second, and so on.
 
-    launch/all_results.sh MINUTES
+    launch/all_results.sh --minutes=N
     python -m emnist_jax.sweep --config=configs/sweeps/all.py:pool --results=results --override=dataset.data_dir=FOLDER
 
 `:pool` trains on the EMNIST pool instead of EMNIST Balanced, and leaves out the transfers.

@@ -1,11 +1,14 @@
 """Tables and plots of finished runs, from their result.json files."""
 
+import dataclasses
+import hashlib
 import json
 import statistics
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
+from PIL import Image
 
 from emnist_jax.config import experiment_name
 from emnist_jax.errors import UserError
@@ -22,8 +25,8 @@ def read(folder: Path, pattern: str = "*/seed*.json") -> dict[str, list[dict]]:
     for path in sorted(folder.glob(pattern)):
         try:
             result = json.loads(path.read_text())
-            measured(result)[1]["top1"], result["config"]["seed"], result["history"]  # raises if one is missing
-        except (KeyError, TypeError, ValueError) as error:
+            measured(result)[1]["top1"], result["config"]["seed"], result["history"][-1]  # raises if one is missing
+        except (LookupError, TypeError, ValueError) as error:
             raise UserError(f"{path} is no result of a run: {error!r}") from error
         name, seed = path.relative_to(folder).parts[:2]
         if seed.removesuffix(".json") != f"seed{result['seed']}":
@@ -32,9 +35,24 @@ def read(folder: Path, pattern: str = "*/seed*.json") -> dict[str, list[dict]]:
     return results
 
 
-def tested(results: dict[str, list[dict]]) -> dict[str, list[dict]]:
-    """Returns the rows all of whose runs have test figures."""
-    return {name: found for name, found in results.items() if all(result["test"] for result in found)}
+def seeds_of(rows: list[dict]) -> dict[str, list[int]]:
+    """Returns the name of each row -> the seeds that the rows of this name ask for."""
+    seeds = {}
+    for row in rows:
+        seeds.setdefault(row["name"], []).extend(row["seeds"])
+    return seeds
+
+
+def of_rows(rows: list[dict], results: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """Returns the name of each row -> the results of the seeds that it asks for, if there are any."""
+    asked = seeds_of(rows).items()
+    found = {name: [result for result in results.get(name, ()) if result["seed"] in seeds] for name, seeds in asked}
+    return {name: of_row for name, of_row in found.items() if of_row}
+
+
+def measured_on(split: str, results: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """Returns the rows all of whose runs have figures of a split."""
+    return {name: found for name, found in results.items() if all(result[split] for result in found)}
 
 
 def _percent(reported: float | None) -> str:
@@ -100,12 +118,9 @@ def markdown(
     columns = ["run", "parameters", "reported, %", *(f"{each} top-1, %" for each in splits), "seeds", "epoch"]
     columns += [*["of the last 5 at 99.4 %"] * with_bar, "minutes", "device, commit, or command"]
     lines = [columns, ["---"] * len(columns)]
-    seeds = {}
-    for row in rows:
-        seeds.setdefault(row["name"], []).extend(row["seeds"])
+    seeds, run = seeds_of(rows), of_rows(rows, results)
     for row in {row["name"]: row for row in rows}.values():
-        name, asked = f"`{row['name']}`", seeds[row["name"]]
-        found = [result for result in results.get(row["name"], ()) if result["seed"] in asked]
+        name, asked, found = f"`{row['name']}`", seeds[row["name"]], run.get(row["name"])
         failed = "; ".join((failures or {}).get(row["name"], []))
         reported = " ".join(filter(None, (_percent(row["reported"]), row["remark"])))
         if not found:
@@ -156,7 +171,7 @@ def training_minutes(results: list[dict]) -> dict[str, float]:
 
 def headlines(rows: list[dict], results: dict[str, list[dict]], count: int) -> str:
     """Returns a short Markdown table of the first rows that have test figures."""
-    results = tested(results)
+    results = measured_on("test", of_rows(rows, results))
     lines = ["| config | parameters | seeds | test accuracy, % | reported, % |", "|---|---|---|---|---|"]
     with_results = {row["name"]: row for row in rows if row["name"] in results}
     for name, row in list(with_results.items())[:count]:
@@ -168,54 +183,102 @@ def headlines(rows: list[dict], results: dict[str, list[dict]], count: int) -> s
     return "\n".join(lines)
 
 
-def has_plot(rows: list[dict], results: dict[str, list[dict]]) -> bool:
-    """Tells whether at least two rows have test figures, for `plot`."""
-    return len({row["name"] for row in rows} & tested(results).keys()) > 1
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """What the plot shows of a row.
+
+    Attributes:
+      name: Of the row.
+      config: The experiment file's name.
+      parameters: That are trained.
+      errors: Of each seed, in percent.
+      deviation: Of these; of one seed, the standard error.
+      reported: The source's error on the same split, in percent; None if it gives none.
+      minutes: Of the training, for each device.
+      leak: `of_leak`.
+    """
+
+    name: str
+    config: str
+    parameters: int
+    errors: tuple[float, ...]
+    deviation: float
+    reported: float | None
+    minutes: tuple[float, ...]
+    leak: str
+
+    @property
+    def error(self) -> float:
+        return statistics.mean(self.errors)
 
 
-def plot(
-    rows: list[dict], results: dict[str, list[dict]], path: Path, elsewhere: dict[int, float] | None = None
-) -> None:
-    """Draws the test errors of all rows that have any against their parameters, and against their training time.
+def points(rows: list[dict], results: dict[str, list[dict]], split: str = "test") -> list[Point]:
+    """Returns what `plot` shows of the rows all of whose runs have figures of the split, "test" or "validation"."""
+    results, found_points = measured_on(split, of_rows(rows, results)), []
+    for row in {row["name"]: row for row in rows}.values():
+        if found := results.get(row["name"]):
+            errors = tuple(100 * (1 - result[split]["top1"]) for result in found)
+            first = found[0][split]
+            of_one = 100 * standard_error(first["top1"], first["examples"])
+            of_split = row["reported"] and ("validation" in row["remark"]) == (split == "validation")
+            found_points.append(
+                Point(
+                    row["name"],
+                    Path(row["config"].partition(":")[0]).stem,
+                    found[0]["trainable_parameters"],
+                    errors,
+                    statistics.stdev(errors) if len(errors) > 1 else of_one,
+                    100 - row["reported"] if of_split else None,
+                    tuple(training_minutes(found).values()),
+                    of_leak(found),
+                )
+            )
+    return found_points
+
+
+def digest(shown: list[Point], elsewhere: dict[int, float] | None = None) -> str:
+    """Returns what `plot` writes as its file's description, by which `is_plot_of` knows what it shows."""
+    return hashlib.sha256(repr((shown, elsewhere)).encode()).hexdigest()
+
+
+def is_plot_of(path: Path, shown: list[Point], elsewhere: dict[int, float] | None = None) -> bool:
+    """Tells whether a file is there and was drawn by `plot` from the same points."""
+    if not path.exists():
+        return False
+    with Image.open(path) as picture:
+        return picture.info.get("Description") == digest(shown, elsewhere)
+
+
+def plot(shown: list[Point], path: Path, split: str = "test", elsewhere: dict[int, float] | None = None) -> None:
+    """Draws the errors of rows against their parameters, and against their training time.
 
     Args:
-      rows: Of the sweep.
-      results: What has been run.
-      path: Takes the picture.
+      shown: From `points`.
+      path: Takes the picture, a PNG.
+      split: That of the errors.
       elsewhere: Parameters -> top-1 in percent of networks that are not ours to compare with.
     """
-    results = tested(results)
     figure = Figure(figsize=(12, 6), layout="constrained")
     by_size, by_time = figure.subplots(1, 2, sharey=True)
     for parameters, top1 in (elsewhere or {}).items():
         by_size.plot(parameters, 100 - top1, marker="x", color="gray", linestyle="")
-    colors, with_circles = {}, False
-    for row in {row["name"]: row for row in rows}.values():
-        if found := results.get(row["name"]):
-            config = Path(row["config"].partition(":")[0]).stem
-            label = config if config not in colors else None  # once in the legend
-            color = colors.setdefault(config, f"C{len(colors)}")
-            errors = [100 * (1 - result["test"]["top1"]) for result in found]
-            error, test = statistics.mean(errors), found[0]["test"]
-            of_one = 100 * standard_error(test["top1"], test["examples"])
-            spread = statistics.stdev(errors) if len(errors) > 1 else of_one
-            parameters = found[0]["trainable_parameters"]
-            if row["reported"] and "validation" not in row["remark"]:
-                ends = [error, 100 - row["reported"]]
-                by_size.plot([parameters] * 2, ends, color=color, linewidth=0.8, linestyle=":")
-                by_size.plot(parameters, ends[1], marker="o", color=color, fillstyle="none")
-                with_circles = True
-            points = [(by_size, parameters), *((by_time, minutes) for minutes in training_minutes(found).values())]
-            for axes, x in points:
-                axes.errorbar(x, error, spread, marker="o", elinewidth=0.8, color=color, label=label)
-                which = row["name"].removeprefix(config).replace("_pool", "").strip("_").replace("_", " ")
-                which += of_leak(found)
-                axes.annotate(which, (x, error), fontsize=8, xytext=(5, 3), textcoords="offset points")
-    by_size.set(xscale="log", yscale="log", xlabel="trainable parameters", ylabel="test error, %")
+    colors = {}
+    for point in shown:
+        label = point.config if point.config not in colors else None  # once in the legend
+        color = colors.setdefault(point.config, f"C{len(colors)}")
+        if point.reported is not None:
+            ends = [point.error, point.reported]
+            by_size.plot([point.parameters] * 2, ends, color=color, linewidth=0.8, linestyle=":")
+            by_size.plot(point.parameters, point.reported, marker="o", color=color, fillstyle="none")
+        for axes, x in ((by_size, point.parameters), *((by_time, minutes) for minutes in point.minutes)):
+            axes.errorbar(x, point.error, point.deviation, marker="o", elinewidth=0.8, color=color, label=label)
+            which = point.name.removeprefix(point.config).replace("_pool", "").strip("_").replace("_", " ")
+            axes.annotate(which + point.leak, (x, point.error), fontsize=8, xytext=(5, 3), textcoords="offset points")
+    by_size.set(xscale="log", yscale="log", xlabel="trainable parameters", ylabel=f"{split} error, %")
     by_time.set(xscale="log", xlabel="training time, minutes (median epoch x epochs), on the devices of the table")
     title = "dots: ours, with the deviation over seeds (one seed: the standard error)"
-    title += "; circles: reported" * with_circles + "; crosses: elsewhere" * bool(elsewhere)
-    figure.suptitle(title, fontsize=9)
+    title += "; circles: reported" * any(point.reported is not None for point in shown)
+    figure.suptitle(title + "; crosses: elsewhere" * bool(elsewhere), fontsize=9)
     by_time.legend(loc="upper right")
     for axis, subs in ((by_size.xaxis, (1, 3)), (by_time.xaxis, (1, 2, 3, 5)), (by_size.yaxis, range(1, 10))):
         axis.set_major_locator(LogLocator(subs=subs))
@@ -224,4 +287,4 @@ def plot(
     for axes in (by_size, by_time):
         axes.margins(x=0.25)
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, metadata={"Description": digest(shown, elsewhere)})
