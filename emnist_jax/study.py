@@ -65,6 +65,9 @@ def fixed(model: str) -> ConfigDict:
     30 epochs, aug_4 and a BatchNorm momentum of 0.9. If the network was made for larger images, the stride of its stem
     is 1 instead of 2, except in the study's DenseNet.
 
+    AdamW was taken because SGD at a rate for the other networks was too fast for ShuffleNet v1 and VGG16, on rendered
+    characters; these runs were not kept. The values were not compared with others.
+
     Args:
       model: Key of `models.MODELS`.
     """

@@ -266,7 +266,7 @@ def test_what_a_leak_is_worth_is_what_its_file_says():
     [
         (
             "candidates_synthetic",
-            "| config | parameters | training loss, epoch 1 |",
+            "| config | parameters in all | training loss, epoch 1 |",
             lambda r: [f"{r['parameters']:,}", *(f"{epoch['train']['loss']:.2f}" for epoch in r["history"])],
         ),
         (
