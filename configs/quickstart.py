@@ -1,4 +1,4 @@
-"""LeNet-5 on rendered characters: a look at everything, in a minute on two CPU cores.
+"""LeNet-5 on rendered characters: a look at everything, in half a minute on two CPU cores.
 
     python -m emnist_jax.main --config=configs/quickstart.py
 

@@ -19,7 +19,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from emnist_jax.config import ConfigDict, base, experiment_name
+from emnist_jax.config import ConfigDict, base, experiment_name, flatten
 from emnist_jax.errors import Stopped, UserError, first_line, unknown
 from emnist_jax.training import signals
 
@@ -54,6 +54,8 @@ def define_network_flags() -> Callable[[], str]:
     def named() -> str:
         if flags.FLAGS.workdir and flags.FLAGS["model"].present:
             raise UserError("pass --model or --workdir, not both")
+        if flags.FLAGS.workdir and not os.path.isdir(os.path.expanduser(flags.FLAGS.workdir)):
+            raise UserError(f"--workdir={flags.FLAGS.workdir} is no folder")
         return flags.FLAGS.workdir or flags.FLAGS.model
 
     return named
@@ -193,7 +195,8 @@ def parse(
             _check_keys(argv)
         rest = flag_values(argv)
         if len(rest) > 1 and not positional:
-            raise UserError(f"unexpected argument {rest[1]!r}")
+            advice = f": pass --config={rest[1]}" if config and ".py" in rest[1] else ""
+            raise UserError(f"unexpected argument {rest[1]!r}{advice}")
         given = flag_values.config if config else None
         if given is None and config in ("required", "sweep"):
             example = "sweeps/mnist" if config == "sweep" else "quickstart"
@@ -207,7 +210,7 @@ def parse(
         return rest
     except OSError as error:
         # ml_collections: "Failed loading config file NAME\n  Attempted ...\n [Errno 2] ... : 'path'".
-        raise UserError(f"cannot read the config file: {_last_line(error)}") from error
+        raise UserError(f"cannot read the config file, from the folder {Path.cwd()}: {_last_line(error)}") from error
     # An experiment file may raise anything; ml_collections puts a traceback before its message.
     except Exception as error:
         message = _last_line(error)
@@ -226,6 +229,8 @@ def read_sweep(sweep: str) -> ConfigDict:
 def _check_keys(argv: list[str]) -> None:
     """Raises UserError for the first `--config.key` that the base config does not have, or has as a section."""
     for argument in argv:
+        if (match := re.match(r"--?([^=]*\.[^=]*)", argument)) and match[1] in flatten(base().to_dict()):
+            raise UserError(f"unknown flag --{match[1]}; did you mean --config.{match[1]}?")
         if match := re.match(r"--?(?:no)?config\.([^=]*)", argument):
             key, node = match[1], base()
             for part in key.split("."):

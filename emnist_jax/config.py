@@ -212,7 +212,8 @@ def validate(config: ConfigDict) -> None:
         if value is None and default is None:
             continue
         if value is None or not low <= value <= high:
-            raise UserError(f"config.{key} is {value}; it must be between {low:g} and {high:g}")
+            lowest = "more than 0 and at most" if low == positive else f"between {low:g} and"
+            raise UserError(f"config.{key} is {value}; it must be {lowest} {high:g}")
     if config.training.pruned_fraction and not config.init_from:
         raise UserError(
             "config.training.pruned_fraction prunes trained weights: set config.init_from to a finished run"

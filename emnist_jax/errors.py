@@ -29,7 +29,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
       known: The right names.
     """
     known = sorted(known)
-    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    # Two letters or digits resemble too much.
+    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5) if len(str(name)) > 2 else []
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
     return UserError(f"unknown {kind} {name!r}; {hint}")
 

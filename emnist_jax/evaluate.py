@@ -100,7 +100,7 @@ def _compare(paths: tuple[str, ...]) -> None:
     if len(paths) == 1:
         raise UserError(f"name two runs or more, or --workdir={paths[0]} for this one alone")
     runs = comparison_report.read(paths, _SPLIT.value)
-    out = _out_folder("comparison")
+    out = _out_folder("_".join(["comparison", *["validation"] * (_SPLIT.value == "validation")]))
     with _writing(out):
         _write_json(out, comparison_report.numbers(runs, _SPLIT.value))
         comparison_report.write(out / _PAGE, runs, _SPLIT.value)

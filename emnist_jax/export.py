@@ -60,7 +60,8 @@ def main() -> None:
 
 def _table(classifier, path: Path, test, verified, speeds: dict) -> Table:
     content = path.read_bytes()
-    table = Table(title=str(path), show_header=False)
+    table = Table("", "", title=str(path), show_header=False)
+    table.columns[1].overflow = "fold"  # an address may be longer than a line
     table.add_row("network", f"{classifier.config.model.name}, {_WEIGHTS.value} weights")
     table.add_row("size", f"{len(content):,} bytes, {len(gzip.compress(content, mtime=0)):,} with gzip")
     table.add_row("same top-1 on", verified.images)

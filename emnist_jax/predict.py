@@ -33,26 +33,27 @@ def main(*paths: str) -> None:
     from emnist_jax.reporting import figures, readings
 
     network = classifier.load(_NETWORK())
+    paths = list(dict.fromkeys(paths))
     answers, failures = {}, {}
-    for path in dict.fromkeys(paths):
+    for path in paths:
         try:
             answers[path] = network.read(path, _SINGLE.value)
         except UserError as error:
             failures[path] = str(error)
-            print(f"error: {error}", file=sys.stderr)
+            if len(paths) > 1:
+                print(f"error: {error}", file=sys.stderr)
             continue
         if not _JSON.value:
             readings.print_reading(path, answers[path])
     if _JSON.value:
-        print(
-            json.dumps([readings.as_dict(path, answers.get(path), failures.get(path)) for path in dict.fromkeys(paths)])
-        )
+        print(json.dumps([readings.as_dict(path, answers.get(path), failures.get(path)) for path in paths]))
     if _SHOW.value and answers:
         figure = readings.draw(answers)
         with figures.any_letters():
             figure.savefig(_SHOW.value, dpi=min(150, _MOST_PIXELS / figure.get_figheight()))
     if failures:
-        raise UserError(f"{len(failures)} of {len(answers) + len(failures)} pictures could not be read")
+        several = f"{len(failures)} of {len(paths)} pictures could not be read"
+        raise UserError(several if len(paths) > 1 else failures[paths[0]])
 
 
 def _check_writable(picture: Path) -> None:

@@ -76,21 +76,21 @@ def run(
             study.add_trial(optuna.trial.create_trial(state=running, params=params, distributions=ranges))
         trial = study.trials[number]
         name = f"trial_{number}"
+        start = f"[{number + 1}/{search['trials']}] {name}, {_settings(trial)}"
         overridden = {**row, "overrides": {**row["overrides"], **trial.params}}
         try:
             results = [train(overridden, seed, workdir / name / f"seed{seed}") for seed in row["seeds"]]
         except NotFiniteError as error:
             study.tell(number, state=optuna.trial.TrialState.FAIL)
-            print(f"[{number + 1}/{search['trials']}] {_settings(trial)}: {error}", flush=True)
+            print(f"{start}: {error}", flush=True)
             continue
         except (UserError, OSError, MemoryError, JaxRuntimeError) as error:
             failures.append(first_line(error))  # the error itself would keep the run and its memory
-            print(f"[{number + 1}/{search['trials']}] {_settings(trial)}: failed: {first_line(error)}", flush=True)
+            print(f"{start}: failed: {first_line(error)}", flush=True)
             continue
         study.tell(number, statistics.mean(result["validation"]["top1"] for result in results))
         top1, seconds = 100 * study.trials[number].value, sum(result["train_seconds"] for result in results)
-        line = f"{_settings(trial)}: validation top-1 {top1:.2f} %, {seconds:.0f} s"
-        print(f"[{number + 1}/{search['trials']}] {line}", flush=True)
+        print(f"{start}: validation top-1 {top1:.2f} %, {seconds:.0f} s of training", flush=True)
 
     finished = [trial for trial in study.trials if trial.state.is_finished()]
     print(_table(sorted(finished, key=lambda trial: -(trial.value or 0)), list(ranges)))
@@ -125,5 +125,5 @@ def _table(trials: list, keys: list[str]) -> str:
     lines = [["trial", "validation top-1, %", *(f"`{key}`" for key in keys)], ["---"] * (2 + len(keys))]
     for trial in trials:
         top1 = "not finite" if trial.value is None else f"{100 * trial.value:.2f}"
-        lines.append([str(trial.number), top1, *(_short(trial.params[key]) for key in keys)])
+        lines.append([f"trial_{trial.number}", top1, *(_short(trial.params[key]) for key in keys)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -66,7 +66,7 @@ def fixed(model: str) -> ConfigDict:
     is 1 instead of 2, except in the study's DenseNet.
 
     AdamW was taken because SGD at a rate for the other networks was too fast for ShuffleNet v1 and VGG16, on rendered
-    characters; these runs were not kept. The values were not compared with others.
+    characters; these runs were not kept.
 
     Args:
       model: Key of `models.MODELS`.

@@ -172,6 +172,9 @@ def test_combinations_of_overrides(experiment, rng):
         (["--config.training.steps=None"], "invalid literal"),
         (["--flagfile=/nowhere"], "flagfile"),
         (["rest"], "unexpected argument 'rest'"),
+        (["configs/a.py:b"], "pass --config=configs/a.py:b"),
+        (["--optimizer.learning_rate=0.1"], "did you mean --config.optimizer.learning_rate?"),
+        (["--config.training.epochs=0"], "config.training.epochs is 0.0; it must be more than 0 and at most 1e+09"),
         (["--workdir"], "Unknown command line flag"),
     ],
 )

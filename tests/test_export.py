@@ -305,7 +305,7 @@ def command(**values) -> None:
     ("values", "message"),
     [
         ({}, "pass --to=FORMAT: safetensors, stablehlo or onnx"),
-        ({"to": "onnx", "workdir": "/nowhere"}, "unknown network '/nowhere'"),
+        ({"to": "onnx", "workdir": "/nowhere"}, "--workdir=/nowhere is no folder"),
     ],
 )
 def test_a_wrong_command_is_refused(values, message):

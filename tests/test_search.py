@@ -81,7 +81,7 @@ def test_values_are_in_their_ranges_and_the_best_is_first(tmp_path, capsys):
         assert values["schedule.patience_epochs"] in range(1, 10)
         assert values["optimizer.name"] in ("momentum", "adam")
     table = capsys.readouterr().out.partition("| trial")[2]
-    shown = [float(top1) for top1 in re.findall(r"^\| \d+ \| ([\d.]+) \|", table, re.M)]
+    shown = [float(top1) for top1 in re.findall(r"^\| trial_\d+ \| ([\d.]+) \|", table, re.M)]
     assert len(shown) == 20 and shown == sorted(shown, reverse=True)
     best = min(abs(dict(overrides)["optimizer.learning_rate"] - 0.02) for *_, overrides in trained.runs)
     assert shown[0] == pytest.approx(100 * (1 - best - 0.0005), abs=0.006)  # the mean of two seeds
@@ -111,7 +111,7 @@ def test_a_trial_whose_loss_is_not_finite_is_over(tmp_path, capsys):
     assert [name for name, *_ in trained.runs] == ["trial_0", "trial_0", "trial_1", "trial_2", "trial_2"]
     printed = capsys.readouterr().out
     assert printed.count("the loss of step 3 is not finite") == 1
-    assert re.search(r"\| 1 \| not finite \| [^\n]*\n?$", printed)
+    assert re.search(r"\| trial_1 \| not finite \| [^\n]*\n?$", printed)
 
 
 def test_a_failed_trial_keeps_nothing_in_memory(tmp_path):

@@ -301,7 +301,8 @@ def _fetch(builder, downloads: pathlib.Path) -> dict[str, pathlib.Path]:
             reason = textwrap.shorten(reason, 160)
             raise errors.UserError(
                 f"cannot download {builder.name} ({reason}). Either put {' '.join(missing)} into "
-                f"{manual} (same file names), or pass --config.dataset.data_dir=FOLDER with the official files"
+                f"{manual / builder.name} (same file names), or pass --config.dataset.data_dir=FOLDER with the "
+                "official files"
             ) from error
     return {builder.url_infos[url].filename: path for url, path in paths.items()}
 

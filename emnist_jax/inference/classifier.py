@@ -269,7 +269,8 @@ def load(source: str | Path) -> Classifier:
             return _load_workdir(path)
     # A damaged file shows as many kinds of exception.
     except Exception as error:
-        raise UserError(f"cannot load the network {source}: {first_line(error)}") from error
+        reason = error if isinstance(error, UserError) else first_line(error)
+        raise UserError(f"cannot load the network {source}: {reason}") from error
     if path.is_dir():
         raise UserError(f"{path} holds no finished run (no result.json)")
     raise unknown("network", str(source), trained_names())
@@ -292,7 +293,7 @@ def _load_file(path: Path) -> Classifier:
             result = json.loads(file.metadata()["result"])
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
     except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError("it is no file of `python -m emnist_jax.export --to=safetensors`") from error
+        raise UserError("`python -m emnist_jax.export --to=safetensors` did not write it") from error
     return _build(result, compression.restored({"batch_stats": {}, **traverse_util.unflatten_dict(flat, sep="/")}))
 
 

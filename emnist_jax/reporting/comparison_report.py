@@ -110,15 +110,16 @@ def numbers(runs: Sequence[ComparedRun], split: str) -> dict[str, Any]:
 def table(runs: Sequence[ComparedRun], split: str) -> Table:
     """Returns what the terminal shows."""
     found = Table(box=box.MARKDOWN)
-    for column in ("run", f"{split} accuracy", "Wilson's 95 % interval", "parameters", "minutes"):
-        found.add_column(column, justify="left" if column == "run" else "right")
+    for column in ("run", "data set", f"{split} accuracy", "Wilson's 95 % interval", "parameters", "minutes"):
+        found.add_column(column, justify="left" if column in ("run", "data set") else "right")
     for run in runs:
         accuracy, interval = "–", "–"
         if run.accuracy:
             accuracy = page.percent(run.accuracy.fraction)
             interval = f"{page.percent(run.accuracy.low)} to {page.percent(run.accuracy.high)}"
         parameters, minutes = run.result["trainable_parameters"], run.result["train_seconds"] / 60
-        found.add_row(run.name, accuracy, interval, f"{parameters:,}", f"{minutes:.1f}")
+        dataset = run.result["dataset"] + " (no result)" * run.result["synthetic"]
+        found.add_row(run.name, dataset, accuracy, interval, f"{parameters:,}", f"{minutes:.1f}")
     return found
 
 

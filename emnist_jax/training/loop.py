@@ -148,7 +148,7 @@ class Training:
         self.images, self.labels = run.replicate((dataset.train.images, dataset.train.labels))
         key = str(as_json(config) | {"seed": None, "init_from": None})
         if key not in programs:
-            log.info("compiling: a minute or more for a large network")
+            log.info("compiling: seconds for a small network, minutes for a large one")
             programs.clear()
             programs[key] = self._compile()
         self.epoch_order, self.train_steps, self.evaluator = programs[key]
