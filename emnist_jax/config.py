@@ -38,9 +38,9 @@ def base() -> ConfigDict:
     """Returns the locked base config."""
     config = ConfigDict()
     config.seed = 0  # of initial weights, order, augmentation and dropout
-    # Weights to start from: a finished run's workdir, or keras:FILE.h5 or pytorch:FILE.safetensors from the network's
-    # reference implementation, which may need another dataset.mean and std. If the classes differ, the head keeps its
-    # initial weights.
+    # Weights to start from: a finished run's workdir, the name of a network that comes with the package, a file that
+    # export wrote, or keras:FILE.h5 or pytorch:FILE.safetensors from the network's reference implementation, which may
+    # need another dataset.mean and std. If the classes differ, the head keeps its initial weights.
     config.init_from = placeholder(str)
     # If a loss or gradient is not finite: "stop", or "rollback" to the last epoch's end with half the learning rate.
     config.on_nan = "stop"

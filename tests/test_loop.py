@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from emnist_jax.environment import environment
 from emnist_jax.errors import UserError
+from emnist_jax.inference import classifier
 from emnist_jax.training import checkpoints, evaluation, loop, train_step, weights
 from shared import damage, fake_validation, make_config, numbers_of, parameters_of, scalars_of
 
@@ -210,6 +211,28 @@ def test_transfer_to_other_classes_keeps_the_new_head(finished, caplog, monkeypa
     assert params["head"] == ours["params"]["head"]
     jax.tree.map(np.testing.assert_array_equal, {**params, "head": same["head"]}, same)
     assert batch_stats.keys() == ours["batch_stats"].keys()
+
+
+def test_transfer_from_a_network_that_export_wrote_or_that_comes_with_the_package(finished, tmp_path):
+    workdir, result = finished
+    path = tmp_path / "network.safetensors"
+    classifier.load(workdir).save(path)
+    of_run, of_file = (weights.initial_weights(str(source), **abstract_variables()) for source in (workdir, path))
+    jax.tree.map(np.testing.assert_array_equal, of_file, of_run)
+    other_classes, _ = weights.initial_weights(str(path), **abstract_variables(**{"dataset.name": "synthetic/letters"}))
+    assert isinstance(other_classes["head"]["kernel"], jax.ShapeDtypeStruct)
+    config = make_config(init_from=str(path))
+    digest = result["dataset_sha256"]
+    assert (weights.leaked(config, digest), weights.leaked(config, "another")) == (False, None)
+    model = loop.build(config).model
+    weights.check_same_network(config, model)
+    with pytest.raises(UserError, match="holds another network: activation is"):
+        weights.check_same_network(config, model.clone(activation="swish"))
+
+    shipped = abstract_variables(**{"model.name": "mnist_squeeze_10"})
+    params, _ = weights.initial_weights("mnist_squeeze_10", **shipped)
+    variables = classifier.load("mnist_squeeze_10").variables
+    jax.tree.map(np.testing.assert_array_equal, params, variables["params"])
 
 
 def test_a_failed_transfer_is_one_error_and_leaves_the_workdir_as_it_was(finished, tmp_path):

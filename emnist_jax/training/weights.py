@@ -57,7 +57,7 @@ def initial_weights(source: str, params, batch_stats, class_names: Sequence[str]
     """Loads weights into our network; its head stays if theirs is missing or has other classes.
 
     Args:
-      source: A finished run's workdir, or a file as in `load_file`.
+      source: A finished run's workdir, a network as in `classifier.load`, or a file as in `load_file`.
       params: The initial parameters of our network.
       batch_stats: Its initial running statistics.
       class_names: The names of its classes; None: any of the same number are the same.
@@ -71,7 +71,7 @@ def initial_weights(source: str, params, batch_stats, class_names: Sequence[str]
     merged = None
     with hosts.all_or_none("transferred"):
         if hosts.is_first():
-            loaded = load_file(source) if _is_file(source) else _load_run(_workdir(source), class_names)
+            loaded = load_file(source) if _is_file(source) else _load_trained(source, class_names)
             merged = [_merge(source, *pair) for pair in zip(loaded, jax.device_get((params, batch_stats)), strict=True)]
     params, batch_stats = hosts.broadcast(merged)
     return params, batch_stats
@@ -106,17 +106,30 @@ def _workdir(source: str) -> Path:
     return Path(os.path.expanduser(source))
 
 
-def _load_run(workdir: Path, class_names: Sequence[str] | None) -> tuple[Any, Any]:
-    """Returns the parameters and batch_stats of a finished run's result, without the head if its classes are others."""
-    result_path = workdir / "result.json"
-    if not os.path.isfile(result_path):  # unlike Path.is_file, also for a name that is too long
-        raise UserError(f"config.init_from={workdir} holds no finished run (no {result_path.name})")
-    try:
-        result = json.loads(result_path.read_text())
-        variables = load_variables(workdir, result["step"])
-        theirs = result.get("class_names")  # an earlier version wrote none
-    except Exception as error:  # damage shows as many kinds
-        raise UserError(f"config.init_from={workdir} cannot be read: {first_line(error)}") from error
+def _network(source: str):
+    """Returns the `Classifier` that comes with the package or that `export` wrote; None: the source is a run."""
+    from emnist_jax.inference import classifier
+
+    # Unlike Path.is_file, os.path.isfile bears a name that is too long.
+    is_network = source in classifier.trained_names() or os.path.isfile(_workdir(source))
+    return classifier.load(source) if is_network else None
+
+
+def _load_trained(source: str, class_names: Sequence[str] | None) -> tuple[Any, Any]:
+    """Returns the parameters and batch_stats of a trained network, without the head if its classes are others."""
+    if network := _network(source):
+        variables, theirs = network.variables, list(network.class_names)
+    else:
+        workdir = _workdir(source)
+        result_path = workdir / "result.json"
+        if not os.path.isfile(result_path):
+            raise UserError(f"config.init_from={workdir} holds no finished run (no {result_path.name})")
+        try:
+            result = json.loads(result_path.read_text())
+            variables = load_variables(workdir, result["step"])
+            theirs = result.get("class_names")  # an earlier version wrote none
+        except Exception as error:  # damage shows as many kinds
+            raise UserError(f"config.init_from={workdir} cannot be read: {first_line(error)}") from error
     if class_names and theirs and list(class_names) != theirs:
         variables["params"].pop("head", None)
     return variables["params"], variables["batch_stats"]
@@ -134,7 +147,8 @@ def leaked(config, dataset_sha256: str, target_sha256: str | None = None) -> boo
     if _is_file(config.init_from) or not hosts.is_first():
         return None
     try:
-        result = json.loads((_workdir(config.init_from) / "result.json").read_text())
+        network = _network(config.init_from)
+        result = network.result if network else json.loads((_workdir(config.init_from) / "result.json").read_text())
         clean_of = result["dataset_sha256"], result.get("target_sha256")
         known = clean_of == (dataset_sha256, target_sha256) if target_sha256 else dataset_sha256 in clean_of
         return result["leaked"] if result["leaked"] is not False or known else None
@@ -144,7 +158,7 @@ def leaked(config, dataset_sha256: str, target_sha256: str | None = None) -> boo
 
 @hosts.all_or_none("compared")
 def check_same_network(config, model: Network) -> None:
-    """Compares our network with the one that the run in `config.init_from` trained, if it is a run.
+    """Compares our network with the trained one that `config.init_from` names, unless that is a reference's file.
 
     Networks may have the same parameters and yet compute something else. Another scaling of the images is logged.
 
@@ -155,8 +169,11 @@ def check_same_network(config, model: Network) -> None:
         return
     path = _workdir(config.init_from) / "config.json"
     try:
-        theirs = base()
-        theirs.update(json.loads(path.read_text()))
+        if network := _network(config.init_from):
+            theirs = network.config
+        else:
+            theirs = base()
+            theirs.update(json.loads(path.read_text()))
         their_model = models.create(theirs.model, model.num_classes)
     except Exception as error:  # damage shows as many kinds
         raise UserError(f"config.init_from: {path} cannot be read: {first_line(error)}") from error
