@@ -63,7 +63,7 @@ def main(sweep) -> None:
             if _MINUTES.value is not None and minutes >= _MINUTES.value:
                 to_go = sum(not _is_finished(folder, copy) for *_, folder, copy in runs[number:])
                 break
-            left = f", {minutes / tried * (to_train - tried):.0f} minutes to go" if tried else ""
+            left = f", {terminal.minutes(60 * minutes / tried * (to_train - tried))} to go" if tried else ""
             print(f"[{number + 1}/{len(runs)}] {row['name']} seed {seed}{left}", flush=True)
             tried += 1
         try:

@@ -123,8 +123,9 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     images, labels = train
     cut = len(images) - validation_examples
     if not 0 < cut <= len(images):
+        by_convention = " (by convention)" if config.validation_examples is None else ""
         raise errors.UserError(
-            f"--config.dataset.validation_examples={validation_examples} must be at least 0 and "
+            f"--config.dataset.validation_examples={validation_examples}{by_convention} must be at least 0 and "
             f"less than the {len(images):,} training images of {name}"
         )
     return Dataset(

@@ -95,7 +95,13 @@ class Progress:
             left = (now - self._started) / (step - self._first) * (self._total - step)
             # A full disk is reported at the epoch's end, where all processes hear of it.
             with contextlib.suppress(OSError):
-                log.info("step %s of %s, %.0f minutes to go", f"{step:,}", f"{self._total:,}", left / 60)
+                log.info("step %s of %s, %s to go", f"{step:,}", f"{self._total:,}", minutes(left))
+
+
+def minutes(seconds: float) -> str:
+    """Formats a time as whole minutes, at least one."""
+    count = max(round(seconds / 60), 1)
+    return f"{count} minute{'s' * (count > 1)}"
 
 
 def standard_error(fraction: float, examples: int) -> float:
