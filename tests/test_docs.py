@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 from absl import flags
+from ml_collections.config_flags import get_override_values
 
 from emnist_jax import command_line
-from emnist_jax.config import validate
+from emnist_jax.config import check_read, validate
 from emnist_jax.errors import UserError
 from emnist_jax.models.layers import Network
 from emnist_jax.training.run import network
@@ -76,6 +77,7 @@ def check(command: str, config: pytest.Config) -> None:
         values = parse(program, arguments)
         if program in ("main", "summary") and values.config:  # test_sweep.py builds all rows
             validate(values.config)
+            check_read(values.config, get_override_values(values["config"]))
             network(values.config)
         if program == "summary" and not values.all:  # test_main.py runs --all
             importlib.import_module("emnist_jax.summary").describe(values.config)

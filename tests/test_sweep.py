@@ -15,7 +15,7 @@ import pytest
 
 from emnist_jax import command_line, environment, sweep
 from emnist_jax.command_line import read_sweep
-from emnist_jax.config import row, validate
+from emnist_jax.config import check_read, row, validate
 from emnist_jax.errors import Stopped, UserError
 from emnist_jax.reporting import tables, terminal
 from emnist_jax.results import STUDY, SWEEPS
@@ -232,6 +232,7 @@ def test_every_row_of_every_sweep_is_valid_and_no_run_is_named_twice():
         for each in rows:
             experiment = sweep.experiment_of(each, 3, [])
             validate(experiment)
+            check_read(experiment, each["overrides"])  # as `main` does with the row's command
             # A row may stand in several tables: its name says what it is.
             assert experiments.setdefault(each["name"], experiment.to_dict()) == experiment.to_dict(), each["name"]
 

@@ -17,7 +17,7 @@ of 0.9, and a constant beta1 in Nadam.
 and transfer look at the test images: their rows stand in docs/results.md too.
 """
 
-from emnist_jax.config import experiment_name, row, sweep
+from emnist_jax.config import READ_BY, experiment_name, row, sweep
 from emnist_jax.errors import unknown
 
 OPTIMIZERS = ("adam", "adamax", "nadam", "adamw", "rmsprop", "nesterov", "momentum")
@@ -88,7 +88,7 @@ def get_config(variant: str):
                     "training.batch_size": int(variant.removeprefix("rates_")),
                     "optimizer.name": optimizer,
                     "optimizer.learning_rate": rate,
-                    "optimizer.epsilon": 1e-7,
+                    **({"optimizer.epsilon": 1e-7} if optimizer in READ_BY["optimizer.epsilon"] else {}),
                     **(KERAS_ADAMW if optimizer == "adamw" else {}),
                     "evaluation.test": False,
                 },
