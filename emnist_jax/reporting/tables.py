@@ -142,7 +142,8 @@ def markdown(
         line += [epochs_at_bar(found)] * with_bar
         by_device = training_minutes(found)
         several = len(by_device) > 1
-        line.append("; ".join(f"{minutes:.2g}" + f" ({device})" * several for device, minutes in by_device.items()))
+        rounded = {device: f"{float(f'{minutes:.2g}'):g}" for device, minutes in by_device.items()}
+        line.append("; ".join(minutes + f" ({device})" * several for device, minutes in rounded.items()))
         commits = {result["device"]: set() for result in found}
         for result in found:
             commits[result["device"]].update(result["commit"].split(", "))
