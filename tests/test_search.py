@@ -186,7 +186,8 @@ def test_the_sweep_runs_a_search(tmp_path):
     assert [result["test"] for result in results] == [None, None]
     best = max((0, 1), key=lambda i: results[i]["validation"]["top1"])
     assert (
-        f"| trial_{best} | {100 * results[best]['validation']['top1']:.2f} |" in stdout.partition("| ---")[2].split("\n")[1]
+        f"| trial_{best} | {100 * results[best]['validation']['top1']:.2f} |"
+        in stdout.partition("| ---")[2].split("\n")[1]
     )
     rates = [result["config"]["optimizer"]["learning_rate"] for result in results]
     assert rates[0] != rates[1] and all(f"optimizer.learning_rate={rate:.4g}" in stdout for rate in rates)
