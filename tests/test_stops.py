@@ -224,9 +224,9 @@ def test_the_last_epoch_and_the_best_outlive_stops_within_an_epoch(tmp_path):
 def test_a_full_disk_leaves_the_last_checkpoint_intact(two_checkpoints, tmp_path, monkeypatch):
     workdir = shutil.copytree(two_checkpoints, tmp_path / "run")
     usage = shutil.disk_usage(workdir)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**19))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**20))
     with (
-        pytest.raises(UserError, match="0.5 MiB left.* checkpoint takes up to"),
+        pytest.raises(UserError, match="1.0 MiB left.* checkpoint takes up to"),
         contextlib.closing(checkpoints.Checkpoints(workdir)) as saved,
     ):
         saved.save(small_state(30), record_of(30))
