@@ -37,6 +37,11 @@ def result_of(seed: int, top1: float) -> dict:
     }
 
 
+def git(folder: Path, *arguments: str) -> str:
+    who = ("-c", "user.name=a", "-c", "user.email=a@b")
+    return subprocess.run(["git", *who, *arguments], cwd=folder, capture_output=True, text=True).stdout.strip()
+
+
 def test_another_folder_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="in the repository's folder"):
@@ -56,15 +61,20 @@ def test_the_repository_holds_what_its_tables_say():
             assert mark in tables_by_mark, f"{page}: no files for {mark!r}"
 
 
+def test_the_commits_that_results_name_are_this_repositorys():
+    if git(ROOT, "rev-parse", "--is-shallow-repository") != "false":
+        pytest.skip("the history is not here")
+    history = git(ROOT, "rev-list", "HEAD").split()
+    texts = [path.read_text() for path in (ROOT / "results").rglob("*.json")]
+    named = set(", ".join(re.findall('"commit": "(.+?)"', "".join(texts))).split(", "))
+    assert {name for name in named if not any(commit.startswith(name) for commit in history)} == set()
+
+
 def test_a_result_that_is_what_its_name_says_is_accepted():
     results.check_results([ROW], {"mnist_gap_v5": [result_of(0, 0.99), result_of(1, 0.98)]})
 
 
 def test_only_changed_code_makes_a_commit_dirty(tmp_path, monkeypatch):
-    def git(*arguments):
-        who = ("-c", "user.name=a", "-c", "user.email=a@b")
-        return subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
-
     files = [tmp_path / name for name in ("emnist_jax/environment.py", "configs/a.py", "README.md")]
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -72,17 +82,17 @@ def test_only_changed_code_makes_a_commit_dirty(tmp_path, monkeypatch):
     monkeypatch.setattr(environment, "__file__", str(files[0]))
     commit = environment.commit.__wrapped__
     assert commit() == "unknown"
-    git("init", "-q")
-    git("commit", "-q", "--allow-empty", "-m", "another project, whose folder holds an installed copy")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "another project, whose folder holds an installed copy")
     assert commit() == "unknown"
-    git("add", ".")
-    git("commit", "-qm", "a")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "a")
     clean = commit()
     assert len(clean) == 12
     for file, expected in zip(files, (f"{clean}-dirty", f"{clean}-dirty", clean), strict=True):
         file.write_text("b")
         assert commit() == expected
-        git("checkout", ".")
+        git(tmp_path, "checkout", ".")
 
 
 @pytest.mark.parametrize(
