@@ -4,8 +4,9 @@
     python -m emnist_jax.sweep --config=configs/sweeps/emnist.py:pool --override=dataset.data_dir=FOLDER
 
 It wants a GPU. `:pool` trains on the EMNIST pool instead of EMNIST Balanced, and says so in the names of its rows. It
-has three more rows: the final DenseNet and LeNet-5 for 5 epochs of one recipe, about 80 and 8 minutes of one CPU core,
-and our network for digits and letters, which comes trained with the package.
+has rows more, which one CPU core can run: the final DenseNet and LeNet-5 for 5 epochs of one recipe (about 80 and 8
+minutes), these and ResNet-50 with the stride of the study's for 1 epoch (about 16, 2 and 80 minutes), and our network
+for digits and letters, which comes trained with the package.
 `reported` are accuracies on EMNIST Balanced: the study's are on all 18,800 validation images, if it gives them.
 """
 
@@ -59,10 +60,16 @@ def get_config(variant: str = "balanced"):
         )
     pool = {"dataset.name": "emnist_pool"}
     rows = [row(f"configs/{config}", seeds, pool, f"{experiment_name(config)}_pool") for config, seeds, *_ in ROWS]
-    short = {**pool, "training.epochs": 5}
+    shortened = (
+        ("densenet.py:fixed", "densenet_fixed", 5, {}),
+        ("lenet5.py:fixed", "lenet5_fixed", 5, {}),
+        ("densenet.py:fixed", "densenet_fixed", 1, {}),
+        ("lenet5.py:fixed", "lenet5_fixed", 1, {}),
+        ("resnet50.py:fixed", "resnet50_fixed_stem_stride_2", 1, {"model.stem_stride": 2}),
+    )
     rows[2:2] = [
-        row(f"configs/{config}", 1, short, f"{experiment_name(config)}_pool_epochs_5")
-        for config in ("densenet.py:fixed", "lenet5.py:fixed")
+        row(f"configs/{config}", 1, {**pool, "training.epochs": epochs, **others}, f"{name}_pool_epochs_{epochs}")
+        for config, name, epochs, others in shortened
     ]
     rows.append(row("configs/characters.py", 1, pool, "characters_pool"))
     cnn = {**pool, "training.epochs": 20.0}
