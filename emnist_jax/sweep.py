@@ -1,8 +1,8 @@
 """Runs the rows of a table: `python -m emnist_jax.sweep --config=configs/sweeps/mnist.py [--results=results]`.
 
-Each run has its own folder, WORKDIR/ROW/seedN. The same command resumes: finished runs are left out, and a run that was
-stopped goes on. If a run fails, the others go on, and the table says why it failed. A file may also name a search of
-keys, such as configs/sweeps/squeeze_search.py.
+Each run has its own folder, WORKDIR/ROW/seedN, whose log.txt has a line a minute. The same command resumes: finished
+runs are left out, and a run that was stopped goes on. If a run fails, the others go on, and the table says why it
+failed. A file may also name a search of keys, such as configs/sweeps/squeeze_search.py.
 """
 
 import os

@@ -25,7 +25,14 @@ def test_the_standard_error_is_that_of_a_fraction_of_the_images():
     assert terminal.standard_error(0.9, 100) == pytest.approx(0.03)
 
 
-def test_without_a_terminal_progress_is_a_line_a_minute(lines, monkeypatch):
+@pytest.mark.parametrize("is_terminal", [False, True])
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_bar_shows_on_a_terminal_but_in_no_sweep(monkeypatch, is_terminal, quiet):
+    monkeypatch.setattr(terminal, "CONSOLE", terminal._Console(force_terminal=is_terminal, quiet=quiet))
+    assert terminal.Progress(0, 10)._bar.disable == (quiet or not is_terminal)
+
+
+def test_without_a_bar_progress_is_a_line_a_minute(lines, monkeypatch):
     clock = iter(float(second) for second in (0, 30, 90, 100, 200))
     monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(terminal, "LOG_SECONDS", 60.0)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 log = logging.getLogger(__name__)
 
-# Between two lines of progress without a terminal.
+# Between two lines of progress without a bar.
 LOG_SECONDS = 60.0
 
 
@@ -64,7 +64,7 @@ def stop_log() -> None:
 
 
 class Progress:
-    """The steps done and the time left: a bar on a terminal, a log line every minute elsewhere."""
+    """The steps done and the time left: a bar on a terminal; elsewhere, and in sweeps, a log line a minute."""
 
     def __init__(self, step: int, total_steps: int):
         self._first, self._total = step, total_steps
@@ -76,7 +76,7 @@ class Progress:
             rich.progress.TimeRemainingColumn(),
             rich.progress.TextColumn("to go"),
             console=CONSOLE,
-            disable=not CONSOLE.is_terminal,
+            disable=CONSOLE.quiet or not CONSOLE.is_terminal,
         )
         self._task = self._bar.add_task("training", total=total_steps, completed=step)
 
