@@ -466,6 +466,9 @@ def test_initial_weights_follow_the_source():
         ((6, 7), (1, 1), 24, (2, 3), "SAME", 1),
         ((7, 6), (2, 3), 4, (1, 1), "SAME", 1),
         ((6, 6), (6, 6), 4, (1, 1), "VALID", 1),
+        # Kernels larger than the image.
+        ((2, 2), (3, 3), 24, (1, 1), "SAME", 1),
+        ((4, 2), (3, 3), 24, (2, 1), ((1, 1), (1, 1)), 1),
         # Grouped, depthwise and depthwise with two features a channel.
         ((8, 8), (3, 3), 12, (1, 1), "SAME", 3),
         ((9, 8), (3, 3), 6, (2, 2), "SAME", 2),
@@ -501,6 +504,15 @@ def test_matmul_convolution_equals_xla_s(image, kernel, features, strides, paddi
     for ours, theirs in zip((*run(matmul_convolution), forward), (*expected, expected[0]), strict=True):
         assert ours.shape == theirs.shape
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("image, calls_xla", [((3, 3), True), ((2, 3), False), ((3, 2), False)])
+def test_inference_does_not_convolve_with_kernels_larger_than_the_image(image, calls_xla):
+    """XLA's convolution is 6 to 80 times slower than matrix products there."""
+    inputs, kernel = jnp.zeros((1, *image, 32)), jnp.zeros((3, 3, 32, 32))
+    layout = ("NHWC", "HWIO", "NHWC")
+    program = jax.make_jaxpr(lambda x, w: forward_convolution(x, w, (1, 1), "SAME", dimension_numbers=layout))
+    assert ("conv_general_dilated" in str(program(inputs, kernel))) == calls_xla
 
 
 def test_inference_uses_convolutions_of_its_own_on_a_cpu_alone():

@@ -61,12 +61,13 @@ def matmul_convolution(
 def forward_convolution(inputs: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax.Array:
     """Convolution for inference: XLA's, which is fast outside of loops, unless matrix products are faster.
 
-    They are if the channels are few and grouped by two pixels, if the kernel is one pixel, and if there are groups.
-    Arguments and result are those of `matmul_convolution`.
+    They are if the channels are few and grouped by two pixels, if the kernel is one pixel or larger than the image, and
+    if there are groups. Arguments and result are those of `matmul_convolution`.
     """
     height, width, channels, features = kernel.shape
     few = channels <= 8 and features <= 16
-    if few or height == width == 1 or kwargs.get("feature_group_count", 1) > 1:
+    larger = height > inputs.shape[1] or width > inputs.shape[2]
+    if few or larger or height == width == 1 or kwargs.get("feature_group_count", 1) > 1:
         return matmul_convolution(inputs, kernel, *args, **kwargs)
     return lax.conv_general_dilated(inputs, kernel, *args, **kwargs)
 
