@@ -256,6 +256,10 @@ def test_accuracies_in_prose_are_those_of_their_rows():
     assert f"ours {of('characters_pool')} (12;" in readme
     assert f"After 5 epochs of one recipe of ours (`fixed`, one seed each), the DenseNet reads {densenet}" in page
     assert f"of the test images and LeNet-5 {lenet5}," in page
+    of_one = [
+        of(f"{name}_pool_epochs_1") for name in ("densenet_fixed", "resnet50_fixed_stem_stride_2", "lenet5_fixed")
+    ]
+    assert "the DenseNet reads {}, ResNet-50 {} and LeNet-5 {}. ResNet-50 has".format(*of_one) in page
     assert (
         f"LeNet-5 reads {of('lenet5_pool')} after 61 epochs, and its RBF form {of('lenet5_rbf_pool')} after 68" in page
     )
