@@ -336,4 +336,4 @@ def test_the_plot_shows_errors_against_parameters_and_minutes(monkeypatch, tmp_p
     np.testing.assert_allclose(by_size.containers[0].lines[0].get_xydata(), [[1_128_160, 2.0]])
     np.testing.assert_allclose(by_time.containers[0].lines[0].get_xydata(), [[0.5, 2.0]])  # 15 epochs of 2 seconds
     figures[0].canvas.draw()
-    assert "1,000,000" in [label.get_text() for label in by_size.get_xticklabels()]
+    assert "1M" in [label.get_text() for label in by_size.get_xticklabels()]

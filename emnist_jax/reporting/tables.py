@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from PIL import Image
 
 from emnist_jax.config import experiment_name
@@ -264,6 +264,7 @@ def plot(shown: list[Point], path: Path, split: str = "test", elsewhere: dict[in
     for parameters, top1 in (elsewhere or {}).items():
         by_size.plot(parameters, 100 - top1, marker="x", color="gray", linestyle="")
     colors = {}
+    xs = {by_size: [point.parameters for point in shown], by_time: [x for point in shown for x in point.minutes]}
     for point in shown:
         label = point.config if point.config not in colors else None  # once in the legend
         color = colors.setdefault(point.config, f"C{len(colors)}")
@@ -274,7 +275,10 @@ def plot(shown: list[Point], path: Path, split: str = "test", elsewhere: dict[in
         for axes, x in ((by_size, point.parameters), *((by_time, minutes) for minutes in point.minutes)):
             axes.errorbar(x, point.error, point.deviation, marker="o", elinewidth=0.8, color=color, label=label)
             which = point.name.removeprefix(point.config).replace("_pool", "").strip("_").replace("_", " ")
-            axes.annotate(which + point.leak, (x, point.error), fontsize=8, xytext=(5, 3), textcoords="offset points")
+            # Towards the middle of the axes, so that long names stay within them.
+            left_half = x**2 <= min(xs[axes]) * max(xs[axes])
+            where = {"xytext": (5, 3), "ha": "left"} if left_half else {"xytext": (-5, 3), "ha": "right"}
+            axes.annotate(which + point.leak, (x, point.error), fontsize=8, textcoords="offset points", **where)
     by_size.set(xscale="log", yscale="log", xlabel="trainable parameters", ylabel=f"{split} error, %")
     by_time.set(xscale="log", xlabel="training time, minutes (median epoch x epochs), on the devices of the table")
     title = "dots: ours, with the deviation over seeds (one seed: the standard error)"
@@ -283,7 +287,7 @@ def plot(shown: list[Point], path: Path, split: str = "test", elsewhere: dict[in
     by_time.legend(loc="upper right")
     for axis, subs in ((by_size.xaxis, (1, 3)), (by_time.xaxis, (1, 2, 3, 5)), (by_size.yaxis, range(1, 10))):
         axis.set_major_locator(LogLocator(subs=subs))
-        axis.set_major_formatter("{x:,.10g}")
+        axis.set_major_formatter(EngFormatter(sep="") if axis is by_size.xaxis else "{x:g}")
         axis.set_minor_locator(NullLocator())
     for axes in (by_size, by_time):
         axes.margins(x=0.25)
