@@ -252,8 +252,8 @@ def test_accuracies_in_prose_are_those_of_their_rows():
 
     densenet, lenet5 = of("densenet_fixed_pool_epochs_5"), of("lenet5_fixed_pool_epochs_5")
     readme, page = flowing("README.md"), flowing("docs/results.md")
-    assert f"its DenseNet reads {densenet}, its LeNet-5 {lenet5} (5 epochs" in readme
-    assert f"ours {of('characters_pool')} (12;" in readme
+    assert f"DenseNet reads {densenet} of the test images, its LeNet-5 {lenet5}, after 5 epochs" in readme
+    assert f"Our network for digits and letters reads {of('characters_pool')} after 12" in readme
     assert f"After 5 epochs of one recipe of ours (`fixed`, one seed each), the DenseNet reads {densenet}" in page
     assert f"of the test images and LeNet-5 {lenet5}," in page
     of_one = [
