@@ -263,6 +263,10 @@ def test_accuracies_in_prose_are_those_of_their_rows():
     assert (
         f"LeNet-5 reads {of('lenet5_pool')} after 61 epochs, and its RBF form {of('lenet5_rbf_pool')} after 68" in page
     )
+    seeds = sorted(found["mnist_gap_v2"], key=lambda result: result["seed"])
+    first = [next(epoch["epoch"] for epoch in each["history"] if epoch["train"]["top1"] > 0.5) for each in seeds]
+    tested = [round(100 * each["test"]["top1"], 2) for each in seeds]
+    assert "from epochs {:g}, {:g} and {:g} on, and {:.2f}, {:.2f} and {:.2f} % of the".format(*first, *tested) in page
     assert [found[name][0]["epochs"] for name in ("lenet5_pool", "lenet5_rbf_pool", "characters_pool")] == [61, 68, 12]
 
 
