@@ -256,6 +256,8 @@ def test_accuracies_in_prose_are_those_of_their_rows():
     assert f"Our network for digits and letters reads {of('characters_pool')} after 12" in readme
     assert f"After 5 epochs of one recipe of ours (`fixed`, one seed each), the DenseNet reads {densenet}" in page
     assert f"of the test images and LeNet-5 {lenet5}," in page
+    assert f"After all 30 epochs of this recipe, LeNet-5 reads {of('lenet5_fixed_pool')}, still" in page
+    assert of("lenet5_fixed_pool") < densenet
     of_one = [
         of(f"{name}_pool_epochs_1") for name in ("densenet_fixed", "resnet50_fixed_stem_stride_2", "lenet5_fixed")
     ]
@@ -267,7 +269,8 @@ def test_accuracies_in_prose_are_those_of_their_rows():
     first = [next(epoch["epoch"] for epoch in each["history"] if epoch["train"]["top1"] > 0.5) for each in seeds]
     tested = [round(100 * each["test"]["top1"], 2) for each in seeds]
     assert "from epochs {:g}, {:g} and {:g} on, and {:.2f}, {:.2f} and {:.2f} % of the".format(*first, *tested) in page
-    assert [found[name][0]["epochs"] for name in ("lenet5_pool", "lenet5_rbf_pool", "characters_pool")] == [61, 68, 12]
+    epochs = {"lenet5_fixed_pool": 30, "lenet5_pool": 61, "lenet5_rbf_pool": 68, "characters_pool": 12}
+    assert {name: found[name][0]["epochs"] for name in epochs} == epochs
 
 
 def test_what_a_leak_is_worth_is_what_its_file_says():
