@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import statistics
+from math import isclose
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -264,6 +265,7 @@ def plot(shown: list[Point], path: Path, split: str = "test", elsewhere: dict[in
     for parameters, top1 in (elsewhere or {}).items():
         by_size.plot(parameters, 100 - top1, marker="x", color="gray", linestyle="")
     colors = {}
+    labels = {by_size: [], by_time: []}
     xs = {by_size: [point.parameters for point in shown], by_time: [x for point in shown for x in point.minutes]}
     for point in shown:
         label = point.config if point.config not in colors else None  # once in the legend
@@ -276,9 +278,13 @@ def plot(shown: list[Point], path: Path, split: str = "test", elsewhere: dict[in
             axes.errorbar(x, point.error, point.deviation, marker="o", elinewidth=0.8, color=color, label=label)
             which = point.name.removeprefix(point.config).replace("_pool", "").strip("_").replace("_", " ")
             # Towards the middle of the axes, so that long names stay within them.
-            left_half = x**2 <= min(xs[axes]) * max(xs[axes])
-            where = {"xytext": (5, 3), "ha": "left"} if left_half else {"xytext": (-5, 3), "ha": "right"}
-            axes.annotate(which + point.leak, (x, point.error), fontsize=8, textcoords="offset points", **where)
+            to_the_right = x**2 <= min(xs[axes]) * max(xs[axes])
+            if any(isclose(x, x2, rel_tol=0.1) and isclose(point.error, y2, rel_tol=0.02) for x2, y2 in labels[axes]):
+                to_the_right = not to_the_right
+            if text := which + point.leak:
+                labels[axes].append((x, point.error))
+                where = {"xytext": (5, 3), "ha": "left"} if to_the_right else {"xytext": (-5, 3), "ha": "right"}
+                axes.annotate(text, (x, point.error), fontsize=8, textcoords="offset points", **where)
     by_size.set(xscale="log", yscale="log", xlabel="trainable parameters", ylabel=f"{split} error, %")
     by_time.set(xscale="log", xlabel="training time, minutes (median epoch x epochs), on the devices of the table")
     title = "dots: ours, with the deviation over seeds (one seed: the standard error)"
