@@ -13,7 +13,7 @@ from emnist_jax import environment, results
 from emnist_jax.command_line import read_sweep
 from emnist_jax.config import experiment_name, row
 from emnist_jax.errors import UserError
-from emnist_jax.reporting import tables
+from emnist_jax.reporting import speed, tables
 from emnist_jax.sweep import experiment_of
 
 ROOT = Path(__file__).parent.parent
@@ -271,6 +271,14 @@ def test_accuracies_in_prose_are_those_of_their_rows():
     assert "from epochs {:g}, {:g} and {:g} on, and {:.2f}, {:.2f} and {:.2f} % of the".format(*first, *tested) in page
     epochs = {"lenet5_fixed_pool": 30, "lenet5_pool": 61, "lenet5_rbf_pool": 68, "characters_pool": 12}
     assert {name: found[name][0]["epochs"] for name in epochs} == epochs
+
+
+def test_the_page_on_speed_counts_its_ratios():
+    rows = json.loads((ROOT / "results/speed/cpu.json").read_text())["rows"]
+    ratios = [speed.ratio(row)[0] for row in rows]
+    page, won, cases = flowing("docs/speed.md"), sum(ratio >= 1 for ratio in ratios), len(ratios)
+    assert f"Of these {cases} ratios, {won} are 1 or more" in page and f"| in {won} of {cases} cases |" in page
+    assert f"| {max(ratios):.2f} times at most |" in page
 
 
 def test_what_a_leak_is_worth_is_what_its_file_says():
