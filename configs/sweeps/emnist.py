@@ -5,8 +5,8 @@
 
 It wants a GPU. `:pool` trains on the EMNIST pool instead of EMNIST Balanced, and says so in the names of its rows. It
 has rows more, which one CPU core can run: the final DenseNet and LeNet-5 for 5 epochs of one recipe (about 80 and 8
-minutes), these and ResNet-50 with the stride of the study's for 1 epoch (about 16, 2 and 80 minutes), and our network
-for digits and letters, which comes trained with the package.
+minutes), these, ResNet-50 and DenseNet-121 for 1 epoch (about 16, 2, 80 and 80 minutes; the last two with the study's
+stride), and our network for digits and letters, which comes trained with the package.
 `reported` are accuracies on EMNIST Balanced: the study's are on all 18,800 validation images, if it gives them.
 """
 
@@ -66,6 +66,7 @@ def get_config(variant: str = "balanced"):
         ("densenet.py:fixed", "densenet_fixed", 1, {}),
         ("lenet5.py:fixed", "lenet5_fixed", 1, {}),
         ("resnet50.py:fixed", "resnet50_fixed_stem_stride_2", 1, {"model.stem_stride": 2}),
+        ("densenet121.py:fixed", "densenet121_fixed_stem_stride_2", 1, {"model.stem_stride": 2}),
     )
     rows[2:2] = [
         row(f"configs/{config}", 1, {**pool, "training.epochs": epochs, **others}, f"{name}_pool_epochs_{epochs}")
