@@ -1,6 +1,7 @@
 """The tables in README and docs are what the files in results/ say, and these are what their names say."""
 
 import copy
+import itertools
 import json
 import re
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from emnist_jax import environment, results
 from emnist_jax.command_line import read_sweep
@@ -230,6 +232,19 @@ def test_a_plot_tells_what_it_shows(tmp_path):
     assert not tables.is_plot_of(path, [point], {576: 98.0})
     others = tables.points([ROW], {"mnist_gap_v5": [result_of(0, 0.98)]})
     assert not tables.is_plot_of(path, others, {575: 98.0})
+
+
+def test_labels_of_near_dots_lie_apart_and_within_the_axes():
+    figure = Figure()
+    axes = figure.subplots()
+    axes.set(xlim=(0, 10), ylim=(0, 10))
+    labels = [("one of the names", 9.0, 5.0), ("another of the names", 9.0, 5.1), ("a third one", 5.1, 5.0)]
+    tables.place_labels(axes, labels)
+    boxes = [text.get_window_extent() for text in axes.texts]
+    dots = axes.transData.transform([xy for _, *xy in labels])
+    assert len(boxes) == 3 and not any(box.contains(*dot) for box in boxes for dot in dots)
+    assert not any(box.overlaps(other) for box, other in itertools.combinations(boxes, 2))
+    assert all(axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 for box in boxes)
 
 
 def test_points_of_the_validation_images_have_the_reported_figures_of_these():

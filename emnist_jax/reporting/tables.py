@@ -4,11 +4,12 @@ import dataclasses
 import hashlib
 import json
 import statistics
-from math import isclose
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from emnist_jax.config import experiment_name
@@ -266,7 +267,6 @@ def plot(shown: list[Point], path: Path, split: str = "test", elsewhere: dict[in
         by_size.plot(parameters, 100 - top1, marker="x", color="gray", linestyle="")
     colors = {}
     labels = {by_size: [], by_time: []}
-    xs = {by_size: [point.parameters for point in shown], by_time: [x for point in shown for x in point.minutes]}
     for point in shown:
         label = point.config if point.config not in colors else None  # once in the legend
         color = colors.setdefault(point.config, f"C{len(colors)}")
@@ -277,14 +277,7 @@ def plot(shown: list[Point], path: Path, split: str = "test", elsewhere: dict[in
         for axes, x in ((by_size, point.parameters), *((by_time, minutes) for minutes in point.minutes)):
             axes.errorbar(x, point.error, point.deviation, marker="o", elinewidth=0.8, color=color, label=label)
             which = point.name.removeprefix(point.config).replace("_pool", "").strip("_").replace("_", " ")
-            # Towards the middle of the axes, so that long names stay within them.
-            to_the_right = x**2 <= min(xs[axes]) * max(xs[axes])
-            if any(isclose(x, x2, rel_tol=0.1) and isclose(point.error, y2, rel_tol=0.02) for x2, y2 in labels[axes]):
-                to_the_right = not to_the_right
-            if text := which + point.leak:
-                labels[axes].append((x, point.error))
-                where = {"xytext": (5, 3), "ha": "left"} if to_the_right else {"xytext": (-5, 3), "ha": "right"}
-                axes.annotate(text, (x, point.error), fontsize=8, textcoords="offset points", **where)
+            labels[axes].append((which + point.leak, x, point.error))
     by_size.set(xscale="log", yscale="log", xlabel="trainable parameters", ylabel=f"{split} error, %")
     by_time.set(xscale="log", xlabel="training time, minutes (median epoch x epochs), on the devices of the table")
     title = "dots: ours, with the deviation over seeds (one seed: the standard error)"
@@ -298,4 +291,25 @@ def plot(shown: list[Point], path: Path, split: str = "test", elsewhere: dict[in
     for axes in (by_size, by_time):
         axes.margins(x=0.25)
         axes.grid(alpha=0.3)
+    figure.draw_without_rendering()  # for the extents of texts
+    for axes in (by_size, by_time):
+        place_labels(axes, labels[axes])
     figure.savefig(path, dpi=120, metadata={"Description": digest(shown, elsewhere)})
+
+
+def place_labels(axes: Axes, labels: list[tuple[str, float, float]]) -> None:
+    """Writes each text beside its x and y: within the axes, off dots and other texts, if there is such a place."""
+    dots = [axes.transData.transform(xy) for _, *xy in labels]
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in dots]
+    for (text, *xy), (x, _) in zip(labels, dots, strict=True):
+        label = axes.annotate(text, xy, (0, 0), textcoords="offset points", fontsize=8, in_layout=False)
+        sides = [("left", 5), ("right", -5)]
+        if x > (axes.bbox.x0 + axes.bbox.x1) / 2:  # towards the middle, so that long names stay within the axes
+            sides.reverse()
+        places = [(*side, *height) for height in (("bottom", 1), ("top", -1), ("bottom", 9)) for side in sides]
+        for horizontal, right, vertical, up in (*places, places[0]):
+            label.set(ha=horizontal, va=vertical, position=(right, up))
+            box = label.get_window_extent()
+            if axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and not box.count_overlaps(taken):
+                break
+        taken += [box] * bool(text)
