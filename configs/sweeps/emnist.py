@@ -5,8 +5,8 @@
 
 It wants a GPU. `:pool` trains on the EMNIST pool instead of EMNIST Balanced, and says so in the names of its rows. It
 has rows more, which one CPU core can run: the final DenseNet and LeNet-5 for 5 epochs of one recipe (about 80 and 8
-minutes), these, ResNet-50 and DenseNet-121 for 1 epoch (about 16, 2, 80 and 80 minutes; the last two with the study's
-stride), and our network for digits and letters, which comes trained with the package.
+minutes), these, ResNet-50, DenseNet-121 and most candidates for 1 epoch (2 to 90 minutes; with the study's stride), and
+our network for digits and letters, which comes trained with the package.
 `reported` are accuracies on EMNIST Balanced: the study's are on all 18,800 validation images, if it gives them.
 """
 
@@ -60,13 +60,19 @@ def get_config(variant: str = "balanced"):
         )
     pool = {"dataset.name": "emnist_pool"}
     rows = [row(f"configs/{config}", seeds, pool, f"{experiment_name(config)}_pool") for config, seeds, *_ in ROWS]
+    stride_2 = {"model.stem_stride": 2}
     shortened = (
         ("densenet.py:fixed", "densenet_fixed", 5, {}),
         ("lenet5.py:fixed", "lenet5_fixed", 5, {}),
         ("densenet.py:fixed", "densenet_fixed", 1, {}),
         ("lenet5.py:fixed", "lenet5_fixed", 1, {}),
-        ("resnet50.py:fixed", "resnet50_fixed_stem_stride_2", 1, {"model.stem_stride": 2}),
-        ("densenet121.py:fixed", "densenet121_fixed_stem_stride_2", 1, {"model.stem_stride": 2}),
+        ("resnet50.py:fixed", "resnet50_fixed_stem_stride_2", 1, stride_2),
+        ("densenet121.py:fixed", "densenet121_fixed_stem_stride_2", 1, stride_2),
+        *(
+            (f"candidates.py:{network},fixed", f"candidates_{network}_fixed_stem_stride_2", 1, stride_2)
+            for network in NETWORKS
+            if network not in ("vgg16", "wide_resnet")  # without a stem: several times the arithmetic
+        ),
     )
     rows[2:2] = [
         row(f"configs/{config}", 1, {**pool, "training.epochs": epochs, **others}, f"{name}_pool_epochs_{epochs}")
