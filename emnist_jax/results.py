@@ -2,7 +2,7 @@
 
 results/ROW/seedN.json are the result.json files of finished runs (`emnist_jax.sweep --results=results`). The rows, and
 what their sources report, stand in configs/sweeps/. results/speed/NAME.json are what `emnist_jax.benchmark --out`
-wrote. Run it in the repository's folder.
+wrote, results/leak/NETWORK.json what `launch/leak.py --out` did. Run it in the repository's folder.
 """
 
 import json
@@ -30,12 +30,14 @@ SWEEPS = {
     "onecycle rate": "configs/sweeps/onecycle_rate.py",
     **{f"study {variant}": f"configs/sweeps/study.py:{variant}" for variant in STUDY},
 }
-PAGES = ("README.md", "docs/results.md", "docs/speed.md", "docs/study.md")
+PAGES = ("README.md", "docs/data.md", "docs/results.md", "docs/speed.md", "docs/study.md")
 # Name of a file in results/speed/ -> what writes it.
 SPEED = {
     "cpu": "python -m emnist_jax.benchmark --out=results/speed/cpu.json",
     **dict.fromkeys(("gpu_densenet", "gpu_tiny"), "launch/benchmark_gpu.sh"),
 }
+# Networks of which it is measured what a leak is worth.
+LEAKS = ("lenet5", "densenet")
 # Trainable parameters -> top-1 in percent of small networks for MNIST, as their authors give it: docs/results.md.
 ELSEWHERE = {575: 98.0, 697: 99.03, 1936: 99.13, 3197: 99.25, 4862: 99.18}
 # Tables that have a plot below them.
@@ -55,7 +57,7 @@ def main() -> None:
     results = tables.read(Path("results"))
     sweeps = {name: read_sweep(sweep) for name, sweep in SWEEPS.items()}
     check_results([row for sweep in sweeps.values() for row in sweep.rows], results)
-    tables_by_mark = marked_tables(sweeps, results, Path("results/speed"))
+    tables_by_mark = marked_tables(sweeps, results, Path("results"))
     for page in PAGES:
         path = Path(page)
         before = path.read_text()
@@ -78,9 +80,8 @@ def main() -> None:
     print(f"{runs} runs of {len(results)} rows: {'as the tables say' if _CHECK.value else 'written'}")
 
 
-def marked_tables(sweeps: dict[str, ConfigDict], results: dict[str, list[dict]], of_speed: Path) -> dict[str, str]:
-    """Returns all tables, by the mark that stands before them."""
-    from emnist_jax.environment import check_commit
+def marked_tables(sweeps: dict[str, ConfigDict], results: dict[str, list[dict]], folder: Path) -> dict[str, str]:
+    """Returns all tables, by the mark that stands before them; `folder`: that of results, with speed/ and leak/."""
     from emnist_jax.reporting import speed, tables
 
     marked = {}
@@ -90,15 +91,28 @@ def marked_tables(sweeps: dict[str, ConfigDict], results: dict[str, list[dict]],
             marked[name] += f"\n\n![Error against parameters and against training time]({picture(name)})"
     marked["mnist headlines"] = tables.headlines(sweeps["mnist"].rows, results, HEADLINES)
     for name, command in SPEED.items():
-        path = of_speed / f"{name}.json"
         marked[f"speed {name}"] = f"Not yet measured: `{command}`"
-        if path.exists():
-            record = json.loads(path.read_text())
-            check_commit(str(path), record["environment"]["commit"])
+        if record := _read_record(folder / "speed" / f"{name}.json"):
             marked[f"speed {name}"] = speed.table(record)
             if name == "cpu":
                 marked["speed cpu headlines"] = speed.headlines(record)
+    marked["leak"] = tables.leaks({name: _read_record(folder / "leak" / f"{name}.json") for name in LEAKS})
     return marked
+
+
+def _read_record(path: Path) -> dict | None:
+    """Returns what a measurement's file holds, or None if there is none.
+
+    Raises:
+      UserError: No commit holds the code that it was made with.
+    """
+    from emnist_jax.environment import check_commit
+
+    if not path.exists():
+        return None
+    record = json.loads(path.read_text())
+    check_commit(str(path), record["environment"]["commit"])
+    return record
 
 
 def picture(name: str) -> str:

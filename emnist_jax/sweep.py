@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import time
+import traceback
 from pathlib import Path
 
 from absl import flags
@@ -29,8 +30,6 @@ _OVERRIDE = flags.DEFINE_multi_string("override", [], "KEY=VALUE for all runs, e
 
 
 def main(sweep) -> None:
-    from jax.errors import JaxRuntimeError
-
     from emnist_jax.reporting import tables, terminal
     from emnist_jax.training import hosts
 
@@ -68,7 +67,11 @@ def main(sweep) -> None:
             tried += 1
         try:
             result = train(row, seed, _OVERRIDE.value, folder, programs)
-        except (UserError, OSError, MemoryError, JaxRuntimeError) as error:
+        except Stopped:
+            raise
+        except Exception as error:  # whatever it is, the other rows go on
+            if not isinstance(error, UserError):
+                traceback.print_exc()
             failures.setdefault(row["name"], []).append(f"seed {seed}: {first_line(error)}")
             print(f"    failed: {error}", flush=True)
         else:

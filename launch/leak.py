@@ -1,11 +1,11 @@
 """Measures what it is worth if test images are in the pretraining: on the EMNIST pool, each image both ways.
 
-    python launch/leak.py --pool=FOLDER [--model=lenet5] [--workdir=runs/leak_MODEL] [--seeds=3] [--epochs=5]
+    python launch/leak.py --pool=FOLDER [--model=lenet5] [--out=results/leak/lenet5.json] [--seeds=3] [--epochs=5]
 
 The pool's test images are split into two halves, 200 of each class. For each seed, two networks are pretrained on the
 pool's training images, the one together with the first half, the other with the second. Both are fine-tuned on the same
 517 training images of each class, and tested on both halves. So each test image is tested by a network that has seen it
-and by one that has not. It prints a table and writes WORKDIR/leak.json. The same command resumes.
+and by one that has not. It prints a table, and writes the counts to a file. The same command resumes.
 
 The folders that it makes have the names of ByMerge's and Balanced's files, as the pool's images stand for both.
 """
@@ -25,7 +25,10 @@ from emnist_jax.errors import UserError
 _POOL = flags.DEFINE_string("pool", None, "Folder of the pool's files")
 _MODEL = flags.DEFINE_string("model", "lenet5", "Network", allow_override=True)
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Takes the images, the runs and leak.json; default: runs/leak_MODEL", allow_override=True
+    "workdir", None, "Takes the images and the runs; default: runs/leak_MODEL", allow_override=True
+)
+_OUT = flags.DEFINE_string(
+    "out", None, "JSON file that takes the counts; default: WORKDIR/leak.json", allow_override=True
 )
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Number of seeds, from 0 on", lower_bound=1)
 _EPOCHS = flags.DEFINE_float("epochs", 5, "Of the pretraining, and of the fine-tuning")
@@ -34,7 +37,7 @@ _PER_CLASS = 517  # training images of the pool's rarest class
 
 def main() -> None:
     from emnist_jax.environment import environment
-    from emnist_jax.reporting import terminal
+    from emnist_jax.reporting import tables, terminal
     from emnist_jax.training import hosts, loop
 
     hosts.check_devices()
@@ -68,14 +71,10 @@ def main() -> None:
         "environment": environment(),
         "right": right,
     }
-    (workdir / "leak.json").write_text(json.dumps(record, indent=1) + "\n")
-    print("| network | seen in pretraining, % right | not seen, % right | difference, points, by seed |")
-    print("|---|---|---|---|")
-    for name, of_networks in right.items():
-        # Both networks of a seed together: each image once among the seen, and once among the others.
-        percent = 100 * np.array(of_networks).reshape(_SEEDS.value, 2, 2).sum(1) / len(half)
-        by_seed = ", ".join(f"{seen - other:+.2f}" for seen, other in percent)
-        print(f"| {name} | {percent[:, 0].mean():.2f} | {percent[:, 1].mean():.2f} | {by_seed} |")
+    out = Path(os.path.expanduser(_OUT.value)) if _OUT.value else workdir / "leak.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=1) + "\n")
+    print(tables.leaks({_MODEL.value: record}))
 
 
 def _halves(labels: np.ndarray) -> np.ndarray:

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 MAIN = (sys.executable, "-m", "emnist_jax.main")
 # A few seconds of steps: 6 epochs of 5 steps, on 80 training and 50 test images.
@@ -30,6 +32,9 @@ TINY = (
 XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 # Seconds; a start takes 10 to 20 on two busy cores.
 PATIENCE = 240
+not_under_nohup = pytest.mark.skipif(
+    signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, reason="under nohup, programs do not hear SIGHUP"
+)
 
 
 def run(program: str, *arguments: str) -> subprocess.CompletedProcess:

@@ -28,7 +28,7 @@ from emnist_jax.errors import Stopped, UserError
 from emnist_jax.training import checkpoints, evaluation, loop, train_step
 from emnist_jax.training.record import Record
 from emnist_jax.training.signals import SIGNALS, StopRequest
-from processes import XLA_FLAGS
+from processes import XLA_FLAGS, not_under_nohup
 from shared import (
     damage,
     example_files,
@@ -471,7 +471,8 @@ def is_saving(workdir: Path) -> bool:
     "number",
     [
         pytest.param(signal.SIGTERM, marks=pytest.mark.ci),
-        *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGINT, signal.SIGHUP)),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=[pytest.mark.slow, not_under_nohup]),
     ],
 )
 def test_a_signal_ends_the_program_with_code_75_and_one_line_and_the_same_command_resumes(tmp_path, number):

@@ -1,4 +1,7 @@
-"""The rows of MNIST, EMNIST and the transfers, for one GPU: the first seed of all rows, then the second, and so on.
+"""The rows of MNIST, EMNIST and the transfers, for one GPU, in the order of their value.
+
+The first seed of each row comes before the second. Of EMNIST, the rows with several seeds come first, then the
+transfers, the study's best first.
 
     launch/all_results.sh --minutes=N
     python -m emnist_jax.sweep --config=configs/sweeps/all.py:pool --results=results --override=dataset.data_dir=FOLDER
@@ -13,7 +16,13 @@ from emnist_jax.config import sweep
 
 
 def get_config(variant: str = "balanced"):
-    sweeps = ["mnist.py", f"emnist.py:{variant}", *["study.py:transfer"] * (variant == "balanced")]
-    rows = [row for name in sweeps for row in read_sweep(str(Path(__file__).parent / name)).rows]
+    sweeps = ("mnist.py", f"emnist.py:{variant}", "study.py:transfer")
+    mnist, emnist, transfers = (read_sweep(str(Path(__file__).parent / name)).rows for name in sweeps)
+    if variant == "pool":
+        transfers = ()
+    transfers = sorted(transfers, key=lambda row: -row["reported"])
+    emnist = sorted(emnist, key=lambda row: len(row["seeds"]) == 1)
+    several = sum(len(row["seeds"]) > 1 for row in emnist)
+    rows = (*mnist, *emnist[:several], *transfers, *emnist[several:])
     runs = [{**row, "seeds": (seed,)} for row in rows for seed in row["seeds"]]
     return sweep(*sorted(runs, key=lambda run: run["seeds"]))

@@ -24,9 +24,10 @@ NETWORKS = (
     "efficientnet_b1",
 )
 UNKNOWN = "(of which images is not said)"
+OURS = "(ours; prototypes judged by the pool's test images had a part in the recipe)"
 # Experiment, seeds, reported, remark.
 ROWS = (
-    ("densenet_best.py", 3, None, "(ours)"),
+    ("densenet_best.py", 3, None, OURS),
     ("densenet.py", 3, 89.18, "(validation, without transfer)"),
     ("lenet5.py", 3, 86.9, UNKNOWN),
     ("lenet5.py:rbf", 3, 86.1, UNKNOWN),
@@ -59,7 +60,10 @@ def get_config(variant: str = "balanced"):
             row("configs/mnist_cnn.py", 1, cnn, "mnist_cnn_balanced", 82.68, "(by the simple CNN's source)"),
         )
     pool = {"dataset.name": "emnist_pool"}
-    rows = [row(f"configs/{config}", seeds, pool, f"{experiment_name(config)}_pool") for config, seeds, *_ in ROWS]
+    rows = [
+        row(f"configs/{config}", seeds, pool, f"{experiment_name(config)}_pool", remark=OURS * (remark == OURS))
+        for config, seeds, _, remark in ROWS
+    ]
     stride_2 = {"model.stem_stride": 2}
     shortened = (
         ("densenet.py:fixed", "densenet_fixed", 5, {}),
@@ -78,6 +82,6 @@ def get_config(variant: str = "balanced"):
         row(f"configs/{config}", 1, {**pool, "training.epochs": epochs, **others}, f"{name}_pool_epochs_{epochs}")
         for config, name, epochs, others in shortened
     ]
-    rows.append(row("configs/characters.py", 1, pool, "characters_pool"))
+    rows.append(row("configs/characters.py", 1, pool, "characters_pool", remark=OURS))
     cnn = {**pool, "training.epochs": 20.0}
     return sweep(*rows, row("configs/mnist_cnn.py", 1, cnn, "mnist_cnn_pool"))

@@ -10,16 +10,16 @@ from emnist_jax.config import row, sweep
 
 def get_config():
     settings = {"dataset.validation_examples": 10000, "training.epochs": 6, "evaluation.test": False}
-    rates = (0.1, 0.05, 0.2, 0.03, 0.015)
+    rates = {0.1: 3, 0.05: 1, 0.2: 3, 0.03: 1, 0.015: 1}  # the best two of one seed have two more
     return sweep(
         *(
             row(
                 "configs/mnist_onecycle.py",
-                seeds=3,
+                seeds=seeds,
                 overrides={"optimizer.learning_rate": rate, **settings},
                 name=f"mnist_onecycle_rate_{rate}",
             )
-            for rate in rates
+            for rate, seeds in rates.items()
         ),
         split="validation",
     )

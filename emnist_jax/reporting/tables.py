@@ -6,6 +6,7 @@ import json
 import statistics
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
@@ -80,18 +81,21 @@ def epochs_at_bar(results: list[dict]) -> str:
     return f"{statistics.mean(sum(epoch['validation']['top1'] >= BAR for epoch in epochs) for epochs in last):.2g}"
 
 
-def command_of(row: dict) -> str:
-    """Returns the command that runs a row's first seed, in a workdir that no other row's command has."""
+def command_of(row: dict, seed: int) -> str:
+    """Returns the command that runs a row's seed, in a workdir that no other row's or seed's command has."""
     overrides = "".join(f" --config.{key}={value}" for key, value in row["overrides"].items())
     if row["overrides"].get("dataset.name") == "emnist_pool":
         overrides += " --config.dataset.data_dir=FOLDER"
-    command = f"python -m emnist_jax.main --config={row['config']}{overrides}"
+    of_seed = f" --config.seed={seed}" if seed else ""
+    command = f"python -m emnist_jax.main --config={row['config']}{overrides}{of_seed}"
+    folder = f"runs/{row['name']}"
     if first_half := row["pretraining"]:
-        folder = f"runs/{row['name']}"  # as a sweep's
-        pretrained = f"{folder}/pretrained_seed0"
-        first = f"python -m emnist_jax.main --config={first_half} --workdir={pretrained}"
-        return f"{first} && {command} --config.init_from={pretrained} --workdir={folder}/seed0"
-    return command if row["name"] == experiment_name(row["config"]) else f"{command} --workdir=runs/{row['name']}"
+        pretrained = f"{folder}/pretrained_seed{seed}"  # as a sweep's
+        first = f"python -m emnist_jax.main --config={first_half}{of_seed} --workdir={pretrained}"
+        return f"{first} && {command} --config.init_from={pretrained} --workdir={folder}/seed{seed}"
+    if seed:
+        return f"{command} --workdir={folder}_seed{seed}"
+    return command if row["name"] == experiment_name(row["config"]) else f"{command} --workdir={folder}"
 
 
 def of_leak(results: list[dict]) -> str:
@@ -128,7 +132,7 @@ def markdown(
         if not found:
             state = f"failed: {failed}" if failed else "not yet run"
             line = [name, "", reported, *[""] * (len(splits) - 1), state, f"0 of {len(asked)}"]
-            lines.append([*line, *[""] * (len(columns) - len(line) - 1), f"`{command_of(row)}`"])
+            lines.append([*line, *[""] * (len(columns) - len(line) - 1), f"`{command_of(row, asked[0])}`"])
             continue
         line = [name, f"{found[0]['trainable_parameters']:,}", reported]
         by_validation = found[0]["config"]["training"]["select"] == "best"
@@ -149,11 +153,36 @@ def markdown(
         commits = {result["device"]: set() for result in found}
         for result in found:
             commits[result["device"]].update(result["commit"].split(", "))
-        line.append(
-            "; ".join(f"{device}, {', '.join(sorted(of_device))}" for device, of_device in sorted(commits.items()))
-        )
+        made = [f"{device}, {', '.join(sorted(of_device))}" for device, of_device in sorted(commits.items())]
+        if missing := sorted(set(asked) - {result["seed"] for result in found}):
+            made.append(f"next: `{command_of(row, missing[0])}`")
+        line.append("; ".join(made))
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def leaks(records: dict[str, dict | None]) -> str:
+    """Returns a Markdown table of what a leak is worth.
+
+    Args:
+      records: Network -> what launch/leak.py wrote, or None.
+    """
+    columns = ("network", "tested", "seen in pretraining, % right", "not seen, % right", "difference, points, by seed")
+    lines = [f"| {' | '.join((*columns, 'device, commit'))} |", f"|{'---|' * (len(columns) + 1)}"]
+    for network, record in records.items():
+        if not record:
+            command = f"python launch/leak.py --pool=FOLDER --model={network} --out=results/leak/{network}.json"
+            lines.append(f"| `{network}` | not yet run: `{command}` | | | | |")
+            continue
+        made = f"{record['environment']['device']}, {record['environment']['commit']}"
+        for when, of_networks in record["right"].items():
+            # Both networks of a seed together: each image once among the seen, and once among the others.
+            percent = 100 * np.reshape(of_networks, (record["seeds"], 2, 2)).sum(1) / record["images"]
+            seen, other = percent.mean(0)
+            by_seed = ", ".join(f"{seen - other:+.2f}" for seen, other in percent)
+            when = when.replace("_", "-")
+            lines.append(f"| `{network}` | {when} | {seen:.2f} | {other:.2f} | {by_seed} | {made} |")
+    return "\n".join(lines)
 
 
 def training_minutes(results: list[dict]) -> dict[str, float]:
