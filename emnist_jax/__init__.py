@@ -18,7 +18,7 @@ def load(source: str | Path = "characters") -> Classifier:
 
     Args:
       source: The name of a network that comes with the package, a finished run's workdir, or a file that
-        `python -m emnist_jax.export` wrote.
+        `python -m emnist_jax.export --to=safetensors` wrote.
 
     Raises:
       UserError: There is no such network, or it cannot be read.
@@ -46,7 +46,8 @@ def create(name: str, num_classes: int, **settings) -> Network:
 
     if num_classes < 1:
         raise UserError(f"num_classes is {num_classes}; it must be at least 1")
-    section = config.base().model
+    whole = config.base()
+    section = whole.model
     for key, value in {"name": name, **settings}.items():
         if key not in section:
             raise unknown("setting", key, section)
@@ -54,4 +55,5 @@ def create(name: str, num_classes: int, **settings) -> Network:
             section[key] = value
         except TypeError as error:
             raise UserError(f"{key}={value!r} is no {type(section[key]).__name__}") from error
+    config.validate(whole)
     return models.create(section, num_classes)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from emnist_jax import command_line
+from emnist_jax import command_line, signals
 from emnist_jax.errors import UserError, unknown
 
 MODELS = ["mnist_squeeze_10", "mnist_gap_v5", "mnist_onecycle", "mnist_cnn", "lenet5", "densenet"]
@@ -45,15 +45,16 @@ def main() -> None:
     with_pytorch = importlib.util.find_spec("torch") is not None
     if not with_pytorch:
         print("PyTorch is not installed, so that there is nothing to compare with: pip install -e '.[benchmark]'")
-    if _OUT.value:
-        Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
+    out = Path(os.path.expanduser(_OUT.value)) if _OUT.value else None
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
     # Contenders share one GPU.
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     # The first batch is to include all compilation.
     os.environ |= {"JAX_ENABLE_COMPILATION_CACHE": "false", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, spawn) as executor:
+    with concurrent.futures.ProcessPoolExecutor(1, spawn, signals.leave_to_parent) as executor:
         executor.submit(hosts.check_devices).result()
         device = executor.submit(limits.measure, _DTYPE.value).result()
         environment = executor.submit(speed.environment).result()
@@ -76,8 +77,8 @@ def main() -> None:
             "contenders": {outcome.name: dataclasses.asdict(outcome) for outcome in outcomes},
         }
         record["rows"].append(row)
-        if _OUT.value:
-            Path(_OUT.value).write_text(json.dumps(record, indent=1) + "\n")
+        if out:
+            out.write_text(json.dumps(record, indent=1) + "\n")
         print(speed.line(row), flush=True)
         for outcome in outcomes:
             if outcome.error:

@@ -19,9 +19,9 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from emnist_jax import signals
 from emnist_jax.config import ConfigDict, base, experiment_name, flatten
 from emnist_jax.errors import Stopped, UserError, first_line, unknown
-from emnist_jax.training import signals
 
 # The flags that are defined here are those of the command that asks for them, also in its help.
 flags.disclaim_key_flags()
@@ -47,7 +47,7 @@ def config_name() -> str:
 def define_network_flags() -> Callable[[], str]:
     """Defines `--model` and `--workdir`, which name a trained network, and returns what gives its name."""
     flags.DEFINE_string(
-        "model", "characters", "Trained network: its name, or a file that export wrote", allow_override=True
+        "model", "characters", "Trained network: its name, or a safetensors file that export wrote", allow_override=True
     )
     flags.DEFINE_string("workdir", None, "Folder of a finished run, instead of --model", allow_override=True)
 
@@ -160,8 +160,9 @@ def _remove_half_written(folder: Path) -> None:
     """Removes programs whose writer was killed before it had noted the time: JAX would take no further ones."""
     for program in folder.glob("*-cache"):
         noted = program.with_name(program.name.removesuffix("-cache") + "-atime")
-        if not noted.exists() and program.stat().st_mtime < time.time() - 60:  # not one that is just being written
-            program.unlink()
+        with contextlib.suppress(FileNotFoundError):  # another process has removed it
+            if not noted.exists() and program.stat().st_mtime < time.time() - 60:  # not one that is just being written
+                program.unlink()
 
 
 def parse(

@@ -254,11 +254,14 @@ def row(
     """
     overrides = overrides or {}
     settings = (f"{key.rpartition('.')[2]}_{value}" for key, value in overrides.items())
+    name = name or "_".join([experiment_name(config), *settings]).replace("/", "_")
+    if "/" in name:
+        raise UserError(f"the row's name {name} names a folder, which has no /")
     return {
         "config": config,
         "seeds": tuple(range(seeds)) if isinstance(seeds, int) else seeds,
         "overrides": overrides,
-        "name": name or "_".join([experiment_name(config), *settings]),
+        "name": name,
         "reported": reported,
         "remark": remark,
         "pretraining": pretraining,

@@ -36,5 +36,6 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
 
 
 def first_line(error: Exception) -> str:
-    """Returns what an exception is and says, in one line."""
-    return f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+    """Returns what an exception is and says, in one line; of a UserError, its message alone."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return f"{kind}{error}".strip().partition("\n")[0]

@@ -27,7 +27,7 @@ from emnist_jax.errors import UserError
 _NETWORK = command_line.define_network_flags()
 _DATASET = flags.DEFINE_string("dataset", None, "Data set to read; default: the one that the network was trained on")
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder with the files of the data set; default: TFDS supplies them", allow_override=True
+    "data_dir", None, "Folder with the data set's files; default: the run's, or TFDS supplies them", allow_override=True
 )
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "Images to read; choose by validation alone")
 _OUT = flags.DEFINE_string("out", None, "Folder that takes evaluation.html and .json; default: evaluation/NAME")

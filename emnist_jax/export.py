@@ -28,7 +28,7 @@ _WEIGHTS = flags.DEFINE_enum("weights", "float32", WEIGHTS, "How the file holds 
 _DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
-    "Folder with the files of the data set that the network was trained on; default: TFDS supplies it",
+    "Folder with the files of the data set that the network was trained on; default: the run's, or TFDS supplies them",
     allow_override=True,
 )
 

@@ -6,6 +6,7 @@ answered, and the exit code is 2.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -25,10 +26,11 @@ _SHOW = flags.DEFINE_string("show", None, "Picture to write: what was cut out, a
 def main(*paths: str) -> None:
     if not paths:
         raise UserError("name pictures, e.g. `python -m emnist_jax.predict my.png`")
-    if _SHOW.value:
-        _check_writable(Path(_SHOW.value))
-        if Path(_SHOW.value).resolve() in (Path(path).resolve() for path in paths):
-            raise UserError(f"--show={_SHOW.value} would overwrite a picture that is read")
+    show = Path(os.path.expanduser(_SHOW.value)) if _SHOW.value else None
+    if show:
+        _check_writable(show)
+        if show.resolve() in (Path(path).resolve() for path in paths):
+            raise UserError(f"--show={show} would overwrite a picture that is read")
     from emnist_jax.inference import classifier
     from emnist_jax.reporting import figures, readings
 
@@ -47,10 +49,10 @@ def main(*paths: str) -> None:
             readings.print_reading(path, answers[path])
     if _JSON.value:
         print(json.dumps([readings.as_dict(path, answers.get(path), failures.get(path)) for path in paths]))
-    if _SHOW.value and answers:
+    if show and answers:
         figure = readings.draw(answers)
         with figures.any_letters():
-            figure.savefig(_SHOW.value, dpi=min(150, _MOST_PIXELS / figure.get_figheight()))
+            figure.savefig(show, dpi=min(150, _MOST_PIXELS / figure.get_figheight()))
     if failures:
         several = f"{len(failures)} of {len(paths)} pictures could not be read"
         raise UserError(several if len(paths) > 1 else failures[paths[0]])

@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from emnist_jax import command_line
-from emnist_jax.config import base, flatten, validate
+from emnist_jax.config import base, check_read, flatten, validate
 from emnist_jax.errors import Stopped, UserError, first_line
 
 _WORKDIR = flags.DEFINE_string(
@@ -67,6 +67,10 @@ def main(sweep) -> None:
             tried += 1
         try:
             result = train(row, seed, _OVERRIDE.value, folder, programs)
+            if copy:
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                part = shutil.copyfile(folder / "result.json", copy.with_suffix(".part"))
+                part.replace(copy)  # other shards read the folder
         except Stopped:
             raise
         except Exception as error:  # whatever it is, the other rows go on
@@ -75,10 +79,6 @@ def main(sweep) -> None:
             failures.setdefault(row["name"], []).append(f"seed {seed}: {first_line(error)}")
             print(f"    failed: {error}", flush=True)
         else:
-            if copy:
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                part = shutil.copyfile(folder / "result.json", copy.with_suffix(".part"))
-                part.replace(copy)  # other shards read the folder
             if not finished_before:
                 split = sweep.split if result[sweep.split] else "validation"
                 top1 = f"{split} top-1 {100 * result[split]['top1']:.2f} %, " if result[split] else ""
@@ -87,6 +87,7 @@ def main(sweep) -> None:
     print(tables.markdown(sweep.rows, results, sweep.split, failures))
     shown = tables.points(sweep.rows, results, sweep.split)
     if len(shown) > 1:
+        workdir.mkdir(parents=True, exist_ok=True)
         tables.plot(shown, workdir / "sweep.png", sweep.split)
         print(f"accuracy against parameters and training time: {workdir / 'sweep.png'}")
     failed = [f"{name} {failure}" for name, of_row in failures.items() for failure in of_row]
@@ -136,6 +137,8 @@ def _search(sweep, workdir: Path) -> None:
         raise UserError("a search does not look at the test images: leave out --override=evaluation.test")
     if experiment.dataset.validation_examples == 0:
         raise UserError("a search needs validation images: set dataset.validation_examples in its row")
+    if not {"optimizer.name", "schedule.name"} & sweep.search["ranges"].keys():
+        check_read(experiment, sweep.search["ranges"])
     started, programs = time.monotonic(), ({}, {})
     terminal.CONSOLE.quiet = True
     workdir.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@
 # EMNIST=pool trains on the EMNIST pool instead of EMNIST Balanced, and measures at the end what a leak is worth to the
 # DenseNet. JOBS=N runs N rows on the GPU at once.
 # No row begins after N minutes. Exit code 75: they are over, or it was stopped. 2: a row has failed, as its table says,
-# and the others are made.
+# and the others are made; or all are, and the tables cannot be.
 set -euo pipefail
 jobs=${JOBS:-1} emnist=${EMNIST:-balanced} leak=results/leak/densenet.json ended=0 stopped=0 children=()
 gpus=${CUDA_VISIBLE_DEVICES-0}
@@ -36,5 +36,5 @@ if [[ $emnist == pool && ! -e $leak ]] && ((!ended && !stopped)); then
   wait_for $!
 fi
 if ((stopped)); then ended=75; fi
-python -m emnist_jax.results
+python -m emnist_jax.results || ((ended)) || ended=2
 exit "$ended"

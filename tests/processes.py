@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,8 +77,21 @@ class Process:
         return self._output.read_text()
 
     @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
     def ended(self) -> bool:
         return self._popen.poll() is not None
+
+    @property
+    def has_group(self) -> bool:
+        """Whether it, or anything that it has started, is still there."""
+        try:
+            os.killpg(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
 
     def signal(self, number: int) -> None:
         self._popen.send_signal(number)
@@ -140,8 +154,13 @@ def free_port(lowest: int = 20_000) -> int:
 
 def wait_for(text: str, path: Path, *processes: Process) -> None:
     """Waits until a file holds a text; fails as soon as one of the processes has ended without it."""
+    wait_until(lambda: path.exists() and text in path.read_text(), *processes)
+
+
+def wait_until(happened: Callable[[], bool], *processes: Process) -> None:
+    """Waits until something has happened; fails as soon as one of the processes has ended without it."""
     deadline = time.monotonic() + PATIENCE
-    while not (path.exists() and text in path.read_text()):
+    while not happened():
         outputs = "\n".join(process.output for process in processes)
         assert not any(process.ended for process in processes), outputs
         assert time.monotonic() < deadline, outputs

@@ -3,6 +3,9 @@
 import importlib.util
 import json
 import os
+import signal
+import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +18,7 @@ from emnist_jax.benchmarking.contenders import CONTENDERS, SOURCES_WAY, Setting
 from emnist_jax.benchmarking.race import race
 from emnist_jax.reporting import speed
 from parity import assert_parity, pytorch_reference, random_batch
-from processes import run
+from processes import Processes, run, wait_until
 
 SETTING = Setting("lenet5", 16, "inference")
 
@@ -138,6 +141,17 @@ def test_examples_fill_whole_batches():
 def test_wrong_flags_are_one_line(argument, message):
     done = run("benchmark", argument)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.ci
+def test_a_benchmark_that_is_stopped_leaves_no_process(tmp_path):
+    with Processes(tmp_path) as processes:
+        process = processes.start(sys.executable, "-m", "emnist_jax.benchmark", "--models=lenet5")
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        wait_until(lambda: len(children.read_text().split()) > 1, process)  # Python's resource tracker is one
+        process.signal(signal.SIGTERM)
+        assert process.code() == 75
+        wait_until(lambda: not process.has_group)
 
 
 @pytest.mark.slow

@@ -104,6 +104,14 @@ def test_a_program_without_its_time_is_removed(cache_of_its_own):
     assert {path.name for path in folder.iterdir()} == {"whole-cache", "whole-atime", "new-cache"}
 
 
+def test_a_program_that_another_process_removes_meanwhile_is_no_error(cache_of_its_own, monkeypatch):
+    command_line.keep_compiled_programs()
+    folder = Path(os.environ.pop("JAX_COMPILATION_CACHE_DIR"))
+    monkeypatch.setattr(Path, "glob", lambda *_: [folder / "gone-cache"])
+    command_line.keep_compiled_programs()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(folder)
+
+
 def test_jaxs_own_variable_decides_where_compiled_programs_go(cache_of_its_own, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
     command_line.keep_compiled_programs()

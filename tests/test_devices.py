@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import AxisType
 
 from emnist_jax.errors import Stopped
+from emnist_jax.signals import StopRequest
 from emnist_jax.training import loop, train_step
-from emnist_jax.training.signals import StopRequest
 from processes import MAIN, TINY, Processes, result_of
 from shared import make_config, parameters_of
 

@@ -123,9 +123,15 @@ def test_a_source_that_is_no_network_is_refused(make, message, tmp_path, network
 def test_create_builds_any_network_with_settings():
     network = emnist_jax.create("densenet", num_classes=10, activation="swish")
     assert (network.num_classes, network.activation) == (10, "swish")
-    for settings in ({"num_classes": 0}, {"num_classes": 10, "dropout": 0.5}):
+    for settings in (
+        {"num_classes": 0},
+        {"dropout": 0.5},
+        {"dtype": "float16"},
+        {"convolution": "x"},
+        {"stem_stride": 7},
+    ):
         with pytest.raises(UserError):
-            emnist_jax.create("densenet", **settings)
+            emnist_jax.create("densenet", **{"num_classes": 10, **settings})
     for name, settings, message in (("densnet", {}, "densenet"), ("densenet", {"activatoin": "elu"}, "activation")):
         with pytest.raises(UserError, match=f"did you mean '{message}'"):
             emnist_jax.create(name, 10, **settings)
@@ -169,6 +175,7 @@ def test_wrong_use_is_one_line():
         ({"model": "mnist_squeeze"}, ("x.png",), "did you mean 'mnist_squeeze_10'"),
         ({"show": "cuts.xyz"}, ("x.png",), "--show=cuts.xyz must end in one of"),
         ({"show": "/nowhere/cuts.png"}, ("x.png",), "there is no folder /nowhere"),
+        ({"show": "~/nowhere/cuts.png"}, ("x.png",), "there is no folder /.*/nowhere"),
         ({"show": "x.png"}, ("a.png", "./x.png"), "--show=x.png would overwrite a picture that is read"),
     ],
 )

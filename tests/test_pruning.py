@@ -11,9 +11,9 @@ import pytest
 
 from emnist_jax.config import validate
 from emnist_jax.errors import Stopped, UserError
+from emnist_jax.signals import StopRequest
 from emnist_jax.training import loop, optimizers, weights
 from emnist_jax.training.checkpoints import load_variables
-from emnist_jax.training.signals import StopRequest
 from shared import make_config, parameters_of
 
 RNG = np.random.default_rng(0)

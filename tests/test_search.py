@@ -90,16 +90,16 @@ def test_values_are_in_their_ranges_and_the_best_is_first(tmp_path, capsys):
 def test_a_failed_trial_is_said_and_tried_again(tmp_path, capsys):
     trained = Trained()
     trained.failing = {"trial_1"}
-    with pytest.raises(UserError, match="^1 of 3 trials failed, the last: UserError: no images"):
+    with pytest.raises(UserError, match="^1 of 3 trials failed, the last: no images"):
         run(tmp_path, trained, trials=3)
-    assert capsys.readouterr().out.count("failed: UserError: no images") == 1
+    assert capsys.readouterr().out.count("failed: no images") == 1
     trained.failing, trained.runs = set(), []
     with pytest.raises(Stopped, match="with 1 of 3 trials to go"):
         run(tmp_path, trained, trials=3, is_over=lambda: True)
     run(tmp_path, trained, trials=3)
     assert [name for name, *_ in trained.runs] == ["trial_1", "trial_1"]
     trained.failing = {"trial_0"}
-    with pytest.raises(UserError, match="^1 of 1 trials failed, the last: UserError: no images"):
+    with pytest.raises(UserError, match="^1 of 1 trials failed, the last: no images"):
         run(tmp_path / "other", trained, trials=1)
 
 
@@ -199,3 +199,7 @@ def test_the_sweep_runs_a_search(tmp_path):
     code, stdout, stderr = finish(start(tmp_path, "--override=dataset.validation_examples=0", sweep=FILE))
     needs = "error: a search needs validation images: set dataset.validation_examples in its row\n"
     assert (code, stdout, stderr) == (2, "", needs)
+    rates = '"optimizer.learning_rate": (0.001, 0.1, "log")'
+    assert rates in FILE
+    code, _, stderr = finish(start(tmp_path, sweep=FILE.replace(rates, '"optimizer.momentum": (0.1, 0.9)')))
+    assert code == 2 and "config.optimizer.momentum has no effect with config.optimizer.name=adam" in stderr

@@ -25,9 +25,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from emnist_jax import datasets
 from emnist_jax.errors import Stopped, UserError
+from emnist_jax.signals import SIGNALS, StopRequest
 from emnist_jax.training import checkpoints, evaluation, loop, train_step
 from emnist_jax.training.record import Record
-from emnist_jax.training.signals import SIGNALS, StopRequest
 from processes import XLA_FLAGS, not_under_nohup
 from shared import (
     damage,

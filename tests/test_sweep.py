@@ -16,6 +16,7 @@ import pytest
 from emnist_jax import command_line, environment, sweep
 from emnist_jax.command_line import read_sweep
 from emnist_jax.config import check_read, row, validate
+from emnist_jax.config import sweep as config_sweep
 from emnist_jax.errors import Stopped, UserError
 from emnist_jax.reporting import tables, terminal
 from emnist_jax.results import STUDY, SWEEPS
@@ -81,7 +82,7 @@ def test_a_sweep_killed_in_a_row_goes_on_and_runs_the_rest(tmp_path):
     assert [result["config"]["seed"] for result in results] == [0, 1]
     assert results[0]["history"][-1]["train"] != results[1]["history"][-1]["train"]
     assert re.search(FIRST, stdout)
-    assert re.search(r"\| `unknown` \|  \| – \|  \| failed: seed 0: UserError: unknown version 'v9'", stdout)
+    assert re.search(r"\| `unknown` \|  \| – \|  \| failed: seed 0: unknown version 'v9'", stdout)
     assert (tmp_path / "runs/sweep.png").stat().st_size > 1000
 
     code, stdout, _ = finish(start(tmp_path, f"--results={tmp_path / 'results'}", f"--workdir={tmp_path / 'other'}"))
@@ -184,6 +185,7 @@ exit "${codes[${BASH_REMATCH[1]}]}"
     [
         ("0", 0, None, 0),
         ("2", 0, None, 2),
+        ("75", 2, None, 75),
         ("0 75 2", 0, None, 75),
         ("0", 2, None, 2),
         ("0 0", 0, signal.SIGTERM, 75),
@@ -314,7 +316,7 @@ def test_what_failed_is_said_also_if_the_minutes_end(monkeypatch, tmp_path, caps
     message = f"--minutes=1 are over with {runs - 1} of {runs} runs to go; 1 of {runs} runs failed, first .*: no images"
     with pytest.raises(Stopped, match=message):
         sweep.main(MNIST)
-    assert "failed: seed 0: UserError: no images | 0 of" in capsys.readouterr().out
+    assert "failed: seed 0: no images | 0 of" in capsys.readouterr().out
 
 
 def test_a_fault_of_the_program_is_one_line_of_the_table_and_the_other_rows_go_on(monkeypatch, tmp_path, capsys):
@@ -330,6 +332,27 @@ def test_a_fault_of_the_program_is_one_line_of_the_table_and_the_other_rows_go_o
     assert errors.count("Traceback") == runs and output.count("failed: seed 0: ValueError: a fault; ") > 1
 
 
+def test_a_result_that_cannot_be_copied_is_one_line_and_the_other_rows_go_on(monkeypatch, tmp_path):
+    def train(row, seed, overrides, folder, programs):
+        trained.append(row["name"])
+        return {}
+
+    trained = []
+    monkeypatch.setattr(sweep, "train", train)
+    (tmp_path / "results").touch()
+    set_flags(monkeypatch, workdir=tmp_path / "runs", results=tmp_path / "results")
+    with pytest.raises(UserError, match="runs failed, first mnist_squeeze_10 seed 0: NotADirectoryError"):
+        sweep.main(MNIST)
+    assert len(trained) == sum(len(each["seeds"]) for each in MNIST.rows)
+
+
+def test_a_sweep_that_has_nothing_to_run_shows_its_table_and_plot(monkeypatch, tmp_path, capsys):
+    part = config_sweep(*(each for each in MNIST.rows if each["name"] in ("mnist_gap_v4", "mnist_gap_v5")))
+    set_flags(monkeypatch, workdir=tmp_path / "runs", results=ROOT / "results")
+    sweep.main(part)
+    assert "| 5 of 5 |" in capsys.readouterr().out and (tmp_path / "runs/sweep.png").exists()
+
+
 def test_results_of_no_commit_are_refused_before_the_first_run(monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "commit", lambda: "unknown")
     set_flags(monkeypatch, workdir=tmp_path / "runs", results=tmp_path / "results")
@@ -341,6 +364,9 @@ def test_names_of_rows():
     assert row("configs/candidates.py:mobilenet,fixed")["name"] == "candidates_mobilenet_fixed"
     assert row("configs/mnist_cnn.py", 2, {"training.epochs": 10})["name"] == "mnist_cnn_epochs_10"
     assert row("configs/mnist_cnn.py", (3, 4))["seeds"] == (3, 4)
+    assert row("configs/quickstart.py", 1, {"dataset.name": "emnist/digits"})["name"] == "quickstart_name_emnist_digits"
+    with pytest.raises(UserError, match="the row's name a/b names a folder, which has no /"):
+        row("configs/quickstart.py", name="a/b")
 
 
 def test_what_is_no_result_is_named(tmp_path):

@@ -58,7 +58,7 @@ VARIANTS = {
 TRANSFERS = {1: 90.38, 2: 90.85, 3: 90.39, 4: 90.13}
 
 
-def get_config(variant: str):
+def get_config(variant: str = ""):
     if variant in VARIANTS:
         reported = {f"configs/densenet.py:{name}".rstrip(":"): top1 for name, top1 in VARIANTS[variant].items()}
         overrides = {} if variant == "layers" else {"evaluation.test": False}

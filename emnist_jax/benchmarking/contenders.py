@@ -5,10 +5,11 @@ are random bytes and lie on the device in all of them but `pytorch_dataloader`. 
 """
 
 import dataclasses
-import os
 from collections.abc import Callable
 
 import numpy as np
+
+from emnist_jax.environment import cores
 
 TASKS = ("training", "augmented training", "inference")
 SIDE = 28
@@ -218,9 +219,8 @@ def pytorch_dataloader(setting: Setting) -> Callable[[int], None]:
     import torch
 
     network = _PyTorch(setting)
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     loader = torch.utils.data.DataLoader(
-        _Examples(setting), setting.batch_size, shuffle=True, num_workers=workers, persistent_workers=True
+        _Examples(setting), setting.batch_size, shuffle=True, num_workers=cores(), persistent_workers=True
     )
 
     def endless():

@@ -2,14 +2,12 @@
 
 import dataclasses
 import multiprocessing
-import os
 import resource
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 
+from emnist_jax import signals
 from emnist_jax.benchmarking.contenders import Setting
 from emnist_jax.errors import first_line
 
@@ -83,8 +81,7 @@ def _ask(pipe, batches: int | None):
 
 def _serve(pipe, contender: Callable, setting: Setting) -> None:
     """Answers with (seconds of the first batch, of a later one), then for each number of batches (seconds, bytes)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's end is this process's
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signals.leave_to_parent()
     try:
         started = time.perf_counter()
         run = contender(setting)
@@ -103,11 +100,6 @@ def _serve(pipe, contender: Callable, setting: Setting) -> None:
         return
     except Exception as error:  # whatever a library raises is the contender's result
         pipe.send(first_line(error))
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def _peak_bytes() -> int:

@@ -9,9 +9,7 @@ import concurrent.futures
 import logging
 import multiprocessing
 import os
-import signal
 import sys
-import threading
 import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from emnist_jax import signals
 from emnist_jax.datasets import duplicates
 from emnist_jax.environment import cores
 from emnist_jax.errors import UserError
@@ -205,7 +204,7 @@ def _prepared(paths: Sequence[Path]) -> Iterator[np.ndarray | str]:
         return
     # Threads were no faster. "spawn": JAX does not survive a fork.
     with concurrent.futures.ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), initializer=_begin_process
+        processes, multiprocessing.get_context("spawn"), initializer=signals.leave_to_parent
     ) as pool:
         try:
             yield from pool.map(_prepare_one, paths, chunksize=_CHUNK)
@@ -219,17 +218,6 @@ def _number_of_processes(pictures: int) -> int:
     if not main or not main.name.startswith("emnist_jax."):
         return 1
     return min(cores(), pictures // _PICTURES_PER_PROCESS)
-
-
-def _begin_process() -> None:
-    """Leaves signals to the process that started this one, and ends with it."""
-
-    def end_with_parent():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _prepare_one(path: Path) -> np.ndarray | str:

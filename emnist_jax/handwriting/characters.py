@@ -200,10 +200,11 @@ def _broken_merged(parts: list[_Part]) -> list[_Part]:
             both = _merged([above, below])
             overlap = min(above.right, below.right) - max(above.left, below.left)
             gap = both.height - above.height - below.height
+            if overlap <= min(above.width, below.width) / 3 or gap >= 0.12 * both.height:
+                continue
             others = max((part.height for part in parts if part is not above and part is not below), default=0)
             # If the other characters are as tall as one of the two, these are characters of two lines.
-            of_two_lines = 0.35 * both.height < others < both.height / 1.5
-            if overlap > min(above.width, below.width) / 3 and gap < 0.12 * both.height and not of_two_lines:
+            if not 0.35 * both.height < others < both.height / 1.5:
                 parts[j] = both
                 del parts[i]
                 break

@@ -269,8 +269,7 @@ def load(source: str | Path) -> Classifier:
             return _load_workdir(path)
     # A damaged file shows as many kinds of exception.
     except Exception as error:
-        reason = error if isinstance(error, UserError) else first_line(error)
-        raise UserError(f"cannot load the network {source}: {reason}") from error
+        raise UserError(f"cannot load the network {source}: {first_line(error)}") from error
     if path.is_dir():
         raise UserError(f"{path} holds no finished run (no result.json)")
     raise unknown("network", str(source), trained_names())

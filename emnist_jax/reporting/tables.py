@@ -28,7 +28,9 @@ def read(folder: Path, pattern: str = "*/seed*.json") -> dict[str, list[dict]]:
     for path in sorted(folder.glob(pattern)):
         try:
             result = json.loads(path.read_text())
-            measured(result)[1]["top1"], result["config"]["seed"], result["history"][-1]  # raises if one is missing
+            for key in ("config", "seed", "history"):
+                result[key]  # raises if it is missing
+            measured(result)[1]["top1"], result["history"][-1]
         except (LookupError, TypeError, ValueError) as error:
             raise UserError(f"{path} is no result of a run: {error!r}") from error
         name, seed = path.relative_to(folder).parts[:2]

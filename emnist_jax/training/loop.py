@@ -15,11 +15,11 @@ from emnist_jax.environment import environment
 from emnist_jax.errors import NotFiniteError, Stopped, UserError
 from emnist_jax.reporting import figures, terminal
 from emnist_jax.reporting.tensorboard import TensorBoard
+from emnist_jax.signals import StopRequest
 from emnist_jax.training import evaluation, hosts, train_step
 from emnist_jax.training.checkpoints import Checkpoints
 from emnist_jax.training.record import Record
 from emnist_jax.training.run import Run, build, network
-from emnist_jax.training.signals import StopRequest
 from emnist_jax.training.workdir import as_json, open_workdir, read_result, write_json
 
 log = logging.getLogger(__name__)

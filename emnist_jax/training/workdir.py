@@ -123,7 +123,7 @@ def read_result(workdir: Path) -> dict | None:
         return None
     with _reading(path):
         result = json.loads(path.read_text())
-        terminal.result_table(result), result["config"]["dataset"]["data_dir"]  # raises if a key is missing
+        terminal.result_table(result)  # raises if a key is missing
         return result
 
 

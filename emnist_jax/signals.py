@@ -1,5 +1,6 @@
-"""SIGTERM, SIGINT and SIGHUP as a request that the loop looks at between two compiled calls."""
+"""What a process does at SIGTERM, SIGINT and SIGHUP; of training, a request that it looks at between compiled calls."""
 
+import multiprocessing
 import os
 import signal
 import stat
@@ -12,6 +13,17 @@ def handle(handler) -> dict:
     """Sets the handler of all `SIGNALS`, but under nohup not of SIGHUP, and returns the former ones."""
     ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
     return {number: signal.signal(number, handler) for number in SIGNALS if number not in ignored}
+
+
+def leave_to_parent() -> None:
+    """Of a process that another one started: leaves Ctrl-C to that one, and ends with it, however it ends."""
+
+    def end_with_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 class StopRequest:
