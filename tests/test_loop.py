@@ -237,7 +237,7 @@ def test_transfer_from_a_network_that_export_wrote_or_that_comes_with_the_packag
 
 def test_a_failed_transfer_is_one_error_and_leaves_the_workdir_as_it_was(finished, tmp_path):
     config = make_config(init_from=str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match="no finished run"):
+    with pytest.raises(UserError, match="config.init_from=.*: there is no .*/nowhere"):
         loop.train_and_evaluate(config, tmp_path / "missing")
     # A start that failed leaves the workdir to the corrected command.
     assert not (tmp_path / "missing/config.json").exists()
@@ -245,7 +245,7 @@ def test_a_failed_transfer_is_one_error_and_leaves_the_workdir_as_it_was(finishe
         weights.initial_weights(str(finished[0]), **abstract_variables(**{"model.name": "mnist_gap_v2"}))
     damaged = shutil.copytree(finished[0], tmp_path / "damaged")
     damage(damaged / "checkpoints")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot load the network .*/damaged"):
         weights.initial_weights(str(damaged), **abstract_variables())
 
 

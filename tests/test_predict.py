@@ -100,7 +100,7 @@ def test_a_run_a_file_and_their_network_answer_alike(finished, tmp_path):
     "make, message",
     [
         (lambda folder: "mnist_squeze_10", "did you mean 'mnist_squeeze_10'"),
-        (lambda folder: "~nobody_of_this_name/x", "unknown network"),
+        (lambda folder: "~nobody_of_this_name/x", "there is no ~nobody_of_this_name/x"),
         (lambda folder: folder, "holds no finished run"),
         (lambda folder: folder / "other.safetensors", "--to=safetensors` did not write it"),
         (lambda folder: folder / "cut.safetensors", "cannot load the network"),

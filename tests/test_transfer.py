@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -94,10 +95,10 @@ def test_results_say_what_leaked_also_after_fine_tuning(planted, tmp_path, capsy
     ("target_of_source", "target", "leaked"),
     [(None, None, False), ("other", None, False), ("ours", None, False), (None, "t", None), ("t", "t", False)],
 )
-def test_a_clean_source_is_clean_of_what_it_was_compared_with(tmp_path, target_of_source, target, leaked):
-    record = {"leaked": False, "dataset_sha256": "ours", "target_sha256": target_of_source}
-    (tmp_path / "result.json").write_text(json.dumps(record))
-    assert weights.leaked(make_config(init_from=str(tmp_path)), "ours", target) is leaked
+def test_a_clean_source_is_clean_of_what_it_was_compared_with(monkeypatch, target_of_source, target, leaked):
+    result = {"leaked": False, "dataset_sha256": "ours", "target_sha256": target_of_source}
+    monkeypatch.setattr(weights, "_load", lambda source: SimpleNamespace(result=result))
+    assert weights.leaked(make_config(init_from="a run"), "ours", target) is leaked
 
 
 def test_a_target_that_cannot_be_compared_is_refused():

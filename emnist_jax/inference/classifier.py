@@ -272,6 +272,8 @@ def load(source: str | Path) -> Classifier:
         raise UserError(f"cannot load the network {source}: {first_line(error)}") from error
     if path.is_dir():
         raise UserError(f"{path} holds no finished run (no result.json)")
+    if len(path.parts) > 1:
+        raise UserError(f"there is no {path}")
     raise unknown("network", str(source), trained_names())
 
 

@@ -5,7 +5,6 @@ the last layer is "head". So one rule for each framework serves all networks. A 
 """
 
 import dataclasses
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -16,12 +15,9 @@ import flax
 import jax
 import numpy as np
 
-from emnist_jax import models
-from emnist_jax.config import base
 from emnist_jax.errors import UserError, first_line
 from emnist_jax.models.layers import Network
 from emnist_jax.training import hosts
-from emnist_jax.training.checkpoints import load_variables
 
 log = logging.getLogger(__name__)
 
@@ -102,37 +98,27 @@ def _is_file(source: str) -> bool:
     return source.startswith(("keras:", "pytorch:"))
 
 
-def _workdir(source: str) -> Path:
-    return Path(os.path.expanduser(source))
+def _load(source: str):
+    """Returns the `Classifier` that a source names which is no reference's file.
 
+    Raises:
+      UserError: There is none, or it cannot be read.
+    """
+    from emnist_jax.inference import classifier  # late: scikit-image takes a second, and few runs need it
 
-def _network(source: str):
-    """Returns the `Classifier` that comes with the package or that `export` wrote; None: the source is a run."""
-    from emnist_jax.inference import classifier
-
-    # Unlike Path.is_file, os.path.isfile bears a name that is too long.
-    is_network = source in classifier.trained_names() or os.path.isfile(_workdir(source))
-    return classifier.load(source) if is_network else None
+    try:
+        return classifier.load(source)
+    except UserError as error:
+        raise UserError(f"config.init_from={source}: {error}") from error
 
 
 def _load_trained(source: str, class_names: Sequence[str] | None) -> tuple[Any, Any]:
     """Returns the parameters and batch_stats of a trained network, without the head if its classes are others."""
-    if network := _network(source):
-        variables, theirs = network.variables, list(network.class_names)
-    else:
-        workdir = _workdir(source)
-        result_path = workdir / "result.json"
-        if not os.path.isfile(result_path):
-            raise UserError(f"config.init_from={workdir} holds no finished run (no {result_path.name})")
-        try:
-            result = json.loads(result_path.read_text())
-            variables = load_variables(workdir, result["step"])
-            theirs = result.get("class_names")  # an earlier version wrote none
-        except Exception as error:  # damage shows as many kinds
-            raise UserError(f"config.init_from={workdir} cannot be read: {first_line(error)}") from error
-    if class_names and theirs and list(class_names) != theirs:
-        variables["params"].pop("head", None)
-    return variables["params"], variables["batch_stats"]
+    trained = _load(source)
+    params = trained.variables["params"]
+    if class_names and tuple(class_names) != trained.class_names:
+        params = {layer: of_layer for layer, of_layer in params.items() if layer != "head"}
+    return params, trained.variables["batch_stats"]
 
 
 @hosts.all_or_none("asked what leaked")
@@ -146,13 +132,12 @@ def leaked(config, dataset_sha256: str, target_sha256: str | None = None) -> boo
     """
     if _is_file(config.init_from) or not hosts.is_first():
         return None
+    result = _load(config.init_from).result
     try:
-        network = _network(config.init_from)
-        result = network.result if network else json.loads((_workdir(config.init_from) / "result.json").read_text())
         clean_of = result["dataset_sha256"], result.get("target_sha256")
         known = clean_of == (dataset_sha256, target_sha256) if target_sha256 else dataset_sha256 in clean_of
         return result["leaked"] if result["leaked"] is not False or known else None
-    except (KeyError, TypeError, ValueError):  # made by an earlier version
+    except KeyError:  # made by an earlier version
         return None
 
 
@@ -167,26 +152,18 @@ def check_same_network(config, model: Network) -> None:
     """
     if _is_file(config.init_from) or not hosts.is_first():
         return
-    path = _workdir(config.init_from) / "config.json"
-    try:
-        if network := _network(config.init_from):
-            theirs = network.config
-        else:
-            theirs = base()
-            theirs.update(json.loads(path.read_text()))
-        their_model = models.create(theirs.model, model.num_classes)
-    except Exception as error:  # damage shows as many kinds
-        raise UserError(f"config.init_from: {path} cannot be read: {first_line(error)}") from error
+    trained = _load(config.init_from)
     for field in dataclasses.fields(model):
         if field.name not in _FREE_FIELDS and not field.name.endswith("_dropout"):
-            was, wanted = getattr(their_model, field.name, None), getattr(model, field.name)
+            was, wanted = getattr(trained.model, field.name, None), getattr(model, field.name)
             if was != wanted:
                 raise UserError(
                     f"config.init_from={config.init_from} holds another network: {field.name} is {was}, not {wanted}"
                 )
     for key in ("mean", "std"):
-        if theirs.dataset[key] != config.dataset[key]:
-            log.warning("init_from: dataset.%s was %g there, is %g here", key, theirs.dataset[key], config.dataset[key])
+        was, wanted = trained.config.dataset[key], config.dataset[key]
+        if was != wanted:
+            log.warning("init_from: dataset.%s was %g there, is %g here", key, was, wanted)
 
 
 def _merge(source: str, theirs, ours):
