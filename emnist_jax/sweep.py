@@ -30,6 +30,8 @@ _OVERRIDE = flags.DEFINE_multi_string("override", [], "KEY=VALUE for all runs, e
 
 
 def main(sweep) -> None:
+    from jax.errors import JaxRuntimeError
+
     from emnist_jax.reporting import tables, terminal
     from emnist_jax.training import hosts
 
@@ -74,8 +76,8 @@ def main(sweep) -> None:
         except Stopped:
             raise
         except Exception as error:  # whatever it is, the other rows go on
-            if not isinstance(error, UserError):
-                traceback.print_exc()
+            if not isinstance(error, UserError | OSError | MemoryError | JaxRuntimeError):
+                traceback.print_exc()  # a fault of ours
             failures.setdefault(row["name"], []).append(f"seed {seed}: {first_line(error)}")
             print(f"    failed: {error}", flush=True)
         else:

@@ -18,11 +18,9 @@ from emnist_jax.config import sweep
 def get_config(variant: str = "balanced"):
     sweeps = ("mnist.py", f"emnist.py:{variant}", "study.py:transfer")
     mnist, emnist, transfers = (read_sweep(str(Path(__file__).parent / name)).rows for name in sweeps)
-    if variant == "pool":
-        transfers = ()
-    transfers = sorted(transfers, key=lambda row: -row["reported"])
-    emnist = sorted(emnist, key=lambda row: len(row["seeds"]) == 1)
-    several = sum(len(row["seeds"]) > 1 for row in emnist)
-    rows = (*mnist, *emnist[:several], *transfers, *emnist[several:])
+    transfers = sorted(transfers, key=lambda row: -row["reported"]) if variant == "balanced" else []
+    several = [row for row in emnist if len(row["seeds"]) > 1]
+    once = [row for row in emnist if len(row["seeds"]) == 1]
+    rows = (*mnist, *several, *transfers, *once)
     runs = [{**row, "seeds": (seed,)} for row in rows for seed in row["seeds"]]
     return sweep(*sorted(runs, key=lambda run: run["seeds"]))
