@@ -5,8 +5,9 @@
 
 It wants a GPU. `:pool` trains on the EMNIST pool instead of EMNIST Balanced, and says so in the names of its rows. It
 has rows more, which one CPU core can run: the final DenseNet and LeNet-5 for 5 epochs of one recipe (about 80 and 8
-minutes), these, ResNet-50, DenseNet-121 and most candidates for 1 epoch (2 to 90 minutes; with the study's stride), VGG16
-and the Wide ResNet for a fifth of one, and our network for digits and letters, which comes trained with the package.
+minutes); these, ResNet-50, DenseNet-121 and most candidates for 1 epoch (2 to 90 minutes; with the study's stride);
+VGG16 and the Wide ResNet for a fifth of one; and our network for digits and letters, which comes trained with the
+package.
 `reported` are accuracies on EMNIST Balanced: the study's are on all 18,800 validation images, if it gives them.
 """
 
@@ -64,7 +65,7 @@ def get_config(variant: str = "balanced"):
         row(f"configs/{config}", seeds, pool, f"{experiment_name(config)}_pool", remark=OURS * (remark == OURS))
         for config, seeds, _, remark in ROWS
     ]
-    stride_2, without_stem = {"model.stem_stride": 2}, ("vgg16", "wide_resnet")  # these take several times as long
+    stride_2, without_stem = {"model.stem_stride": 2}, ("vgg16", "wide_resnet")
     shortened = (
         ("densenet.py:fixed", "densenet_fixed", 5, {}),
         ("lenet5.py:fixed", "lenet5_fixed", 5, {}),
@@ -77,6 +78,7 @@ def get_config(variant: str = "balanced"):
             for network in NETWORKS
             if network not in without_stem
         ),
+        # With all of their pixels, an epoch takes several times as long.
         *((f"candidates.py:{network},fixed", f"candidates_{network}_fixed", 0.2, {}) for network in without_stem),
     )
     rows[2:2] = [
