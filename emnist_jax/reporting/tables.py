@@ -292,7 +292,7 @@ def plot(shown: list[Point], path: Path, split: str = "test", elsewhere: dict[in
       split: That of the errors.
       elsewhere: Parameters -> top-1 in percent of networks that are not ours to compare with.
     """
-    figure = Figure(figsize=(12, 6), layout="constrained")
+    figure = Figure(figsize=(13.5, 6), layout="constrained")
     by_size, by_time = figure.subplots(1, 2, sharey=True)
     for parameters, top1 in (elsewhere or {}).items():
         by_size.plot(parameters, 100 - top1, marker="x", color="gray", linestyle="")
@@ -314,7 +314,7 @@ def plot(shown: list[Point], path: Path, split: str = "test", elsewhere: dict[in
     title = "dots: ours, with the deviation over seeds (one seed: the standard error)"
     title += "; circles: reported" * any(point.reported is not None for point in shown)
     figure.suptitle(title + "; crosses: elsewhere" * bool(elsewhere), fontsize=9)
-    by_time.legend(loc="upper right")
+    figure.legend(*by_time.get_legend_handles_labels(), loc="outside right upper")
     for axis, subs in ((by_size.xaxis, (1, 3)), (by_time.xaxis, (1, 2, 3, 5)), (by_size.yaxis, range(1, 10))):
         axis.set_major_locator(LogLocator(subs=subs))
         axis.set_major_formatter(EngFormatter(sep="") if axis is by_size.xaxis else "{x:g}")
