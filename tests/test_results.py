@@ -29,7 +29,7 @@ def result_of(seed: int, top1: float) -> dict:
         "seed": seed,
         "test": {"top1": top1, "examples": 10_000},
         "validation": None,
-        "history": [*[{"train": {"top1": top1}, "seconds": 2.0}] * 6, {"train": {"top1": top1}, "seconds": 900.0}],
+        "history": [*[{"train": {"top1": top1}, "seconds": 2.0}] * 14, {"train": {"top1": top1}, "seconds": 900.0}],
         "dataset_sha256": "ab",
         "synthetic": False,
         "commit": "0123456789ab",
@@ -146,7 +146,7 @@ def test_tables_say_mean_deviation_and_what_is_missing():
     )
     command = "`python -m emnist_jax.main --config=configs/mnist_gap.py:v4`"
     assert f"| – (a remark) |  | not yet run | 0 of 1 |  |  |  | {command} |" in table
-    found["mnist_gap_v5"][1] |= {"device": "1 x CPU", "history": [{"train": {"top1": 0.9}, "seconds": 6.0}]}
+    found["mnist_gap_v5"][1] |= {"device": "1 x CPU", "history": [{"train": {"top1": 0.9}, "seconds": 6.0}] * 15}
     table = tables.markdown([ROW, other], found)
     assert "| 1.5 (1 x CPU); 0.5 (1 x GPU) | 1 x CPU, 0123456789ab; 1 x GPU, 0123456789ab |" in table
     failures = {"mnist_gap_v5": ["seed 1: b", "seed 2: c"], "mnist_gap_v4": ["seed 0: a"]}
@@ -291,7 +291,8 @@ def test_accuracies_in_prose_are_those_of_their_rows():
     names = ("dpn", "shufflenet", "mobilenet", "mobilenet_v2")
     of_candidates = [of(f"candidates_{name}_fixed_stem_stride_2_pool_epochs_1") for name in names]
     said = "DPN-68 reads {}, ShuffleNet {} and MobileNet {} after 1 epoch of this recipe and with its stride of 2, "
-    assert (said + "MobileNetV2, which it did not try, {}.").format(*of_candidates) in page
+    said += "MobileNetV2, which it did not try, {}, and VGG16 with BatchNorm {} after a fifth of an epoch."
+    assert said.format(*of_candidates, of("candidates_vgg16_fixed_pool_epochs_0.2")) in page
     seeds = sorted(found["mnist_gap_v2"], key=lambda result: result["seed"])
     first = [next(epoch["epoch"] for epoch in each["history"] if epoch["train"]["top1"] > 0.5) for each in seeds]
     tested = [round(100 * each["test"]["top1"], 2) for each in seeds]
@@ -327,6 +328,11 @@ def test_the_candidates_figures_are_what_their_files_say():
     table = page.partition("| network | change | training top-1")[2].partition("\n\n")[0].splitlines()[2:]
     shown = [[cell.strip(" %") for cell in line.strip("|").split("|")][-len(said[0]) :] for line in table]
     assert sorted(shown) == said
+
+
+def test_a_run_shorter_than_an_epoch_took_its_own_time():
+    short = result_of(0, 0.9) | {"epochs": 0.2, "history": [{"seconds": 120.0}]}
+    assert tables.training_minutes([short]) == {"1 x GPU": 2.0}
 
 
 def test_what_was_not_tested_has_no_accuracy_but_that_of_validation():

@@ -188,7 +188,7 @@ def leaks(records: dict[str, dict | None]) -> str:
 
 
 def training_minutes(results: list[dict]) -> dict[str, float]:
-    """Returns, for each device, the median epoch's minutes, times the epochs.
+    """Returns, for each device, the median epoch's minutes, times the number of epochs, also of one that is cut short.
 
     The median, as a run may have been suspended, or have shared its cores.
     """
@@ -197,7 +197,7 @@ def training_minutes(results: list[dict]) -> dict[str, float]:
         by_device.setdefault(result["device"], []).append(result)
     return {
         device: statistics.median(epoch["seconds"] for result in found for epoch in result["history"])
-        * statistics.mean(result["epochs"] for result in found)
+        * statistics.mean(len(result["history"]) for result in found)
         / 60
         for device, found in by_device.items()
     }
