@@ -288,10 +288,11 @@ def test_accuracies_in_prose_are_those_of_their_rows():
 
     three = map(in_minutes, ("lenet5_fixed_pool", "densenet_fixed_pool_epochs_1", "densenet_fixed_pool_epochs_5"))
     assert "LeNet-5 reads {}, the DenseNet {} and {}. ".format(*three) in page
-    names = ("dpn", "shufflenet", "mobilenet", "mobilenet_v2")
+    names = ("dpn", "shufflenet", "mobilenet", "shufflenet_v2", "mobilenet_v2")
     of_candidates = [of(f"candidates_{name}_fixed_stem_stride_2_pool_epochs_1") for name in names]
-    said = "DPN-68 reads {}, ShuffleNet {} and MobileNet {} after 1 epoch of this recipe and with its stride of 2, "
-    said += "MobileNetV2, which it did not try, {}, and VGG16 with BatchNorm {} after a fifth of an epoch."
+    said = "DPN-68 reads {}, ShuffleNet {} and MobileNet {} after 1 epoch of this recipe and with its stride of 2. "
+    said += "Their successors, which it did not try, read {} (ShuffleNet v2) and {} (MobileNetV2). "
+    said += "VGG16 with BatchNorm reads {} after a fifth of an epoch."
     assert said.format(*of_candidates, of("candidates_vgg16_fixed_pool_epochs_0.2")) in page
     seeds = sorted(found["mnist_gap_v2"], key=lambda result: result["seed"])
     first = [next(epoch["epoch"] for epoch in each["history"] if epoch["train"]["top1"] > 0.5) for each in seeds]
