@@ -288,9 +288,10 @@ def test_accuracies_in_prose_are_those_of_their_rows():
 
     three = map(in_minutes, ("lenet5_fixed_pool", "densenet_fixed_pool_epochs_1", "densenet_fixed_pool_epochs_5"))
     assert "LeNet-5 reads {}, the DenseNet {} and {}. ".format(*three) in page
-    names = ("dpn", "shufflenet", "mobilenet", "shufflenet_v2", "mobilenet_v2")
+    names = ("dpn", "shufflenet", "mobilenet", "efficientnet_b1", "shufflenet_v2", "mobilenet_v2")
     of_candidates = [of(f"candidates_{name}_fixed_stem_stride_2_pool_epochs_1") for name in names]
-    said = "DPN-68 reads {}, ShuffleNet {} and MobileNet {} after 1 epoch of this recipe and with its stride of 2. "
+    said = "DPN-68 reads {}, ShuffleNet {}, MobileNet {} and EfficientNet-B1 {} after 1 epoch of this recipe "
+    said += "and with its stride of 2. "
     said += "Their successors, which it did not try, read {} (ShuffleNet v2) and {} (MobileNetV2). "
     said += "VGG16 with BatchNorm reads {} after a fifth of an epoch."
     assert said.format(*of_candidates, of("candidates_vgg16_fixed_pool_epochs_0.2")) in page
