@@ -292,7 +292,7 @@ def plot(shown: list[Point], path: Path, split: str = "test", elsewhere: dict[in
       split: That of the errors.
       elsewhere: Parameters -> top-1 in percent of networks that are not ours to compare with.
     """
-    figure = Figure(figsize=(13.5, 6), layout="constrained")
+    figure = Figure(figsize=(13.5, 8), layout="constrained")
     by_size, by_time = figure.subplots(1, 2, sharey=True)
     for parameters, top1 in (elsewhere or {}).items():
         by_size.plot(parameters, 100 - top1, marker="x", color="gray", linestyle="")
@@ -307,7 +307,8 @@ def plot(shown: list[Point], path: Path, split: str = "test", elsewhere: dict[in
             by_size.plot(point.parameters, point.reported, marker="o", color=color, fillstyle="none")
         for axes, x in ((by_size, point.parameters), *((by_time, minutes) for minutes in point.minutes)):
             axes.errorbar(x, point.error, point.deviation, marker="o", elinewidth=0.8, color=color, label=label)
-            which = point.name.removeprefix(point.config).replace("_pool", "").strip("_").replace("_", " ")
+            which = point.name.removeprefix(point.config)
+            which = which.replace("_pool", "").replace("_stem_stride_2", "").strip("_").replace("_", " ")
             labels[axes].append((which + point.leak, x, point.error))
     by_size.set(xscale="log", yscale="log", xlabel="trainable parameters", ylabel=f"{split} error, %")
     by_time.set(xscale="log", xlabel="training time, minutes (median epoch x epochs), on the devices of the table")
